@@ -1,0 +1,73 @@
+# Every target sets up what it needs: on a fresh clone `make demo` and `make test` are all there is to type.
+PYTHON ?= python3
+PY := .venv/bin/python
+PIPFLAGS ?= --disable-pip-version-check
+BENCHFLAGS ?=
+BUNDLE := build/vit_digits-w4a8
+DIGITS := build/digits-eval
+REAL_DATA := ../shared/data/imagenet-ccby/val
+# Tests use two threads unless told otherwise, and idle ones sleep: spinning ones cost a factor of ten on a busy machine.
+# Builds and measurements use what the machine has.
+TEST_THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
+
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-all lint bench docs clean
+
+help:
+	@echo "make demo      quantize a small real model, check it, time it (minutes, no training data)"
+	@echo "make test      the quick tests"
+	@echo "make test-all  every test, also the slow ones and those on ../shared/data"
+	@echo "make lint      ruff check, ruff format --check, mypy"
+	@echo "make bench     measure again what benches/results lacks (BENCHFLAGS=--force: everything)"
+	@echo "make docs      write the measured tables into README.md and docs/"
+	@echo "make clean     remove build products, keep .venv"
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install $(PIPFLAGS) -e '.[build,dev]'
+	@touch $@
+
+demo: .venv/.installed
+	@printf '\n== 1/6  the evaluation pictures: handwritten digits no step of the build may see ==\n'
+	$(PY) -m benches.digits --out $(DIGITS)
+	@printf '\n== 2/6  build: 4-bit weights, 8-bit activations, calibrated on pictures made from the network itself ==\n'
+	$(PY) -m toolchain.build --model vit_digits --bits w4a8 --eval $(DIGITS) --out $(BUNDLE)
+	@printf '\n== 3/6  accuracy of the integer engine beside the float model ==\n'
+	$(PY) -m runtime.accuracy $(BUNDLE) --data $(DIGITS)
+	@printf '\n== 4/6  parity: does the engine compute the very integers that were calibrated? ==\n'
+	$(PY) -m runtime.parity $(BUNDLE)
+	@printf '\n== 5/6  what runs as integers ==\n'
+	$(PY) -m toolchain.inspect $(BUNDLE)
+	@printf '\n== 6/6  latency beside the float model ==\n'
+	$(PY) -m runtime.bench $(BUNDLE) --seconds 3
+	@printf '\nThe bundle is in %s\n' $(BUNDLE)
+
+test: .venv/.installed
+	$(TEST_THREADS) $(PY) -m pytest -q
+
+test-all: .venv/.installed
+	$(TEST_THREADS) $(PY) -m pytest -q -m '' --timeout=2400
+
+lint: .venv/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: .venv/.installed
+	$(PY) -m benches.train_reference --check
+	$(PY) -m benches.cpu_latency $(BENCHFLAGS)
+	@if [ -d $(REAL_DATA) ]; then \
+		$(PY) -m benches.real_accuracy $(BENCHFLAGS); \
+	else \
+		echo "real_accuracy is left out: no photographs at $(REAL_DATA)"; \
+	fi
+	$(PY) -m benches.tables
+
+docs: .venv/.installed
+	$(PY) -m benches.tables
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find calib toolchain runtime benches tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measured comparisons and the reference model: scripts that run from a checkout and are not installed."""

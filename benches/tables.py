@@ -1,0 +1,169 @@
+"""Write the measured tables into the texts: ``python -m benches.tables``; ``--check`` only says which are stale.
+
+In README.md and docs/**/*.md a line ``<!-- generated: NAME -->`` opens a region and ``<!-- end: NAME -->`` closes it;
+what stands between them is replaced by the table NAME, made from ``benches/results``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benches.record import RESULTS, ROOT, read_result
+from runtime.cli import run
+from runtime.errors import IntvitError
+from runtime.files import atomic_write_text
+
+Record = dict[str, Any]
+_REGION = re.compile(r"^<!-- generated: (\S+) -->\n(.*?)^<!-- end: (\S+) -->$", re.MULTILINE | re.DOTALL)
+_MARKER = re.compile(r"^<!-- (?:generated|end): \S+ -->$", re.MULTILINE)
+NOT_MEASURED = "not measured yet"
+
+
+def number(value: Any, digits: int = 1) -> str:
+    """A figure with a fixed number of decimals; an absent one as a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """A markdown table whose first ``left`` columns are aligned left and the others right."""
+    ruler = [":--" if column < left else "--:" for column in range(len(head))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ruler, *rows))
+
+
+def caption(record: Record) -> str:
+    """Where and when the figures come from, as one line in italics."""
+    machine = record["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    flags = [flag for flag in machine["flags"] if "vnni" in flag or flag in ("amx_int8", "asimddp", "i8mm")]
+    core = f"{machine['cores']} core" + ("" if machine["cores"] == 1 else "s")
+    where = ", ".join([machine["cpu"], core, *flags, f"{machine['memory_gib']} GiB"])
+    return f"*Measured {record['date']} on {where}; {versions}.*"
+
+
+def real_accuracy(record: Record) -> str:
+    """Top-1 on the photographs by scheme and calibration method."""
+    head = [
+        "scheme",
+        "calibrated on",
+        "pictures",
+        "float",
+        "fake-quant",
+        "engine",
+        "± s.e.",
+        "logits SQNR dB",
+        "build s",
+    ]
+    rows = [
+        [
+            row["scheme"],
+            row["method"],
+            str(row["images"]),
+            number(row["float_top1"]),
+            number(row["fake_quant_top1"]),
+            number(row["engine_top1"]),
+            number(row["stderr"], 2),
+            number(row["sqnr_db"]),
+            number(row["seconds"], 0),
+        ]
+        for row in record["rows"]
+    ]
+    return markdown(head, rows, left=2)
+
+
+def cpu_latency(record: Record) -> str:
+    """Median latencies of the float twin and the integer engine, timed interleaved."""
+    head = ["model", "scheme", "batch", "threads", "float ms", "engine ms", "speedup", "weights"]
+    rows = [
+        [
+            row["model"],
+            row["scheme"],
+            str(row["batch"]),
+            str(row["threads"]),
+            number(row["float_ms"], 2),
+            number(row["engine_ms"], 2),
+            f"{row['speedup']:.2f}×",
+            "RANDOM" if row["weights"] == "random" else row["weights"],
+        ]
+        for row in record["rows"]
+    ]
+    return markdown(head, rows, left=2)
+
+
+TABLES: dict[str, Callable[[Record], str]] = {"real_accuracy": real_accuracy, "cpu_latency": cpu_latency}
+
+
+def render(name: str, results: Path = RESULTS) -> str:
+    """The text of the table ``name``: caption and table, or a line that says it has not been measured.
+
+    Raises:
+        IntvitError: no table of that name.
+    """
+    if name not in TABLES:
+        raise IntvitError(f"no table is called {name!r}", where="benches/tables.py", next="known: " + ", ".join(TABLES))
+    record = read_result(name, results)
+    if record is None or not record.get("rows"):
+        return f"*{name}: {NOT_MEASURED} (`make bench`).*"
+    return f"{caption(record)}\n\n{TABLES[name](record)}"
+
+
+def refresh(text: str, where: str, results: Path = RESULTS) -> str:
+    """``text`` with every generated region written anew.
+
+    Raises:
+        IntvitError: a region that is not closed, is closed under another name, or names no table.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name, end = match[1], match[3]
+        if name != end:
+            raise IntvitError(f"the region {name!r} is closed as {end!r}", where=where)
+        return f"<!-- generated: {name} -->\n{render(name, results)}\n<!-- end: {name} -->"
+
+    if len(_MARKER.findall(text)) != 2 * len(_REGION.findall(text)):
+        raise IntvitError(
+            "generated regions that do not pair up",
+            where=where,
+            next="close each with <!-- end: NAME -->, on a line of its own",
+        )
+    return _REGION.sub(fill, text)
+
+
+def texts(root: Path) -> Iterator[Path]:
+    """README.md and every markdown file under docs, where they exist."""
+    for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+        if path.is_file():
+            yield path
+
+
+def update(root: Path = ROOT, results: Path = RESULTS, check: bool = False) -> list[Path]:
+    """Rewrite the regions of every text; with ``check`` write nothing. Returns the texts that were stale."""
+    stale = []
+    for path in texts(root):
+        old = path.read_text("utf-8")
+        new = refresh(old, path.relative_to(root).as_posix(), results)
+        if new != old:
+            stale.append(path)
+            if not check:
+                atomic_write_text(path, new)
+    return stale
+
+
+def main(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 when a table is stale.")] = False,
+) -> None:
+    """Regenerate the measured tables of README.md and docs."""
+    stale = update(check=check)
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'stale' if check else 'written'}")
+    if check and stale:
+        raise IntvitError("tables are stale", next="make docs")
+    print(f"{len(list(texts(ROOT)))} texts read, {len(stale)} {'stale' if check else 'rewritten'}")
+
+
+if __name__ == "__main__":
+    run(main)

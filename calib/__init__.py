@@ -1,0 +1,1 @@
+"""Synthesise images from a network and calibrate its quantized form: timm model in, CalibratedModel out."""

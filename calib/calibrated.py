@@ -1,0 +1,88 @@
+"""A calibrated model: a network whose every quantizer is explicit, stored as safetensors + JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from calib.models import ModelSpec
+from calib.quant.linear import QuantLinear
+from calib.quant.surgery import linears, prepare, set_quantized
+from calib.scheme import Scheme, parse
+
+WEIGHTS, CONFIG = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """What calibration makes and lowering reads.
+
+    Attributes:
+        module: the prepared network, quantizers set. spec: the architecture. scheme: its bit widths.
+        report: one row a layer: the fold chosen, the step, the errors (for people; nothing is read from it).
+    """
+
+    module: nn.Module
+    spec: ModelSpec
+    scheme: Scheme
+    report: list[dict[str, Any]] = field(default_factory=list)
+
+    def layers(self) -> dict[str, QuantLinear]:
+        """Quantizable layers by name, in execution order."""
+        return linears(self.module)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, batch: int = 16) -> Tensor:
+        """Fake-quantized logits (B, classes) of normalised images (B, 3, H, W)."""
+        set_quantized(self.module, True)
+        return torch.cat([self.module(chunk) for chunk in images.split(batch)])
+
+    @torch.no_grad()
+    def taps(self, images: Tensor) -> dict[str, Tensor]:
+        """The integers at every quantizer, int8, by layer name, for normalised images (B, 3, H, W)."""
+        set_quantized(self.module, True)
+        found: dict[str, Tensor] = {}
+        hooks = [
+            layer.in_quant.register_forward_hook(
+                lambda _m, _a, out, name=name: found.__setitem__(name, out.to(torch.int8))
+            )
+            for name, layer in self.layers().items()
+            if layer.in_quant is not None
+        ]
+        try:
+            self.module(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors and model.json into an existing ``folder``."""
+        state = {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}
+        save_file(state, folder / WEIGHTS)
+        config = {"spec": asdict(self.spec), "scheme": str(self.scheme), "report": self.report}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> CalibratedModel:
+        """Read what ``save`` wrote."""
+        root = Path(folder)
+        config = json.loads((root / CONFIG).read_text("utf-8"))
+        raw = config["spec"]
+        spec = ModelSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+        scheme = parse(config["scheme"])
+        module = prepare(spec.build(), scheme)
+        state = load_file(root / WEIGHTS)
+        for name, layer in linears(module).items():
+            if f"{name}.premul" in state:
+                layer.premul = state[f"{name}.premul"].clone()
+        module.load_state_dict(state)
+        set_quantized(module, True)
+        return cls(module, spec, scheme, config["report"])

@@ -1,0 +1,124 @@
+"""Weights from a file, never by running code: safetensors, or .pt/.pth through ``torch.load(weights_only=True)``."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle  # noqa: TID251 - only the exception class, nothing is ever unpickled with it
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from calib.errors import IntvitError
+
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema", "module")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name, on the CPU.
+
+    A wrapper such as ``{"model": {...}}`` or a ``module.`` prefix is taken off.
+
+    Raises:
+        IntvitError: no such file, an unknown suffix, a damaged file, or anything in it but plain tensors.
+    """
+    if not path.is_file():
+        raise IntvitError("no such checkpoint", where=str(path), next="give --checkpoint the path of an existing file")
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        state = _read_safetensors(path)
+    elif suffix in {".pt", ".pth"}:
+        state = _read_torch(path)
+    else:
+        raise IntvitError(
+            f"a checkpoint ends in .safetensors, .pt or .pth, not {suffix or 'no suffix'}",
+            where=str(path),
+            next="save it with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise IntvitError(
+            "the checkpoint is not a readable safetensors file",
+            where=str(path),
+            why=str(error).splitlines()[0],
+            next="it is probably truncated or altered: copy or download it again and compare its size",
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise IntvitError(
+            "the checkpoint is damaged or holds more than plain tensors, and nothing else is ever unpickled",
+            where=str(path),
+            why=str(error).splitlines()[0][:300],
+            next="where you trust it, convert it once: save_file(torch.load(F)['model'], 'model.safetensors')",
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise IntvitError(
+            "the checkpoint is not a mapping of names to tensors",
+            where=str(path),
+            why=f"found {type(loaded).__name__}",
+            next="save model.state_dict(), not the model",
+        )
+    return loaded
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Copy a checkpoint into ``model``, every name and shape exactly.
+
+    Raises:
+        IntvitError: a name is missing or unexpected, a shape differs, or a value is not finite.
+    """
+    wanted = model.state_dict()
+    missing = sorted(set(wanted) - set(state))
+    extra = sorted(set(state) - set(wanted))
+    if missing or extra:
+        raise IntvitError(
+            "the checkpoint is of another model",
+            where=where,
+            why=f"{len(missing)} tensors missing (first: {missing[:3]}), {len(extra)} unexpected (first: {extra[:3]})",
+            next="check --model against the checkpoint; any full timm tag can be given",
+        )
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise IntvitError(
+                "the checkpoint is of another model",
+                where=f"{where}: {name}",
+                why=f"shape {tuple(tensor.shape)}, the model has {tuple(wanted[name].shape)}",
+                next="check --model: the size (tiny, small, base) or the number of classes differs",
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise IntvitError(
+                "the checkpoint holds values that are not finite",
+                where=f"{where}: {name}",
+                next="the file is damaged or the training diverged; use another checkpoint",
+            )
+    model.load_state_dict(state)

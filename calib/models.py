@@ -1,0 +1,230 @@
+"""Which network, with which weights, fed how: short names, timm tags, checkpoints and preprocessing."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
+from torch import nn
+
+from calib.checkpoint import load_into, read_state_dict, sha256_of
+from calib.errors import IntvitError
+
+SHORT_NAMES = {
+    "deit_t": "deit_tiny_patch16_224.fb_in1k",
+    "deit_s": "deit_small_patch16_224.fb_in1k",
+    "deit_b": "deit_base_patch16_224.fb_in1k",
+    "vit_t": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "vit_s": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "vit_b": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
+    "swin_s": "swin_small_patch4_window7_224.ms_in1k",
+    "swin_b": "swin_base_patch4_window7_224.ms_in22k_ft_in1k",
+}
+PACKAGED = ("vit_digits",)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build the network again without its weights.
+
+    Attributes:
+        name: what the user typed. tag: timm's architecture and weight tag, or the packaged model's name.
+        kwargs: constructor arguments of a packaged model, empty for a timm tag.
+        input_size: (channels, height, width) in pixels. mean, std: per channel, of pixels in [0, 1].
+        crop_pct: part of the resized picture's side that the centre crop keeps. classes: ids in logit order.
+    """
+
+    name: str
+    tag: str
+    kwargs: dict[str, Any]
+    input_size: tuple[int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
+    num_classes: int
+    class_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    def build(self) -> nn.Module:
+        """The network in eval mode; its weights are whatever the constructor leaves in them."""
+        if self.name in PACKAGED:
+            return VisionTransformer(**self.kwargs).eval()
+        return timm.create_model(self.tag, pretrained=False).eval()
+
+    def denormalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised (B, 3, H, W) to pixel values in [0, 1]."""
+        mean, std = self.pixel_stats(images)
+        return images * std + mean
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixel values in [0, 1], (B, 3, H, W), to the network's input."""
+        mean, std = self.pixel_stats(pixels)
+        return (pixels - mean) / std
+
+    def pixel_stats(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation as (1, 3, 1, 1) tensors of ``like``'s dtype and device."""
+        return (
+            like.new_tensor(self.mean).view(1, 3, 1, 1),
+            like.new_tensor(self.std).view(1, 3, 1, 1),
+        )
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A float network ready to be quantized. ``weights`` says where they came from, ``digest`` is their sha256."""
+
+    module: nn.Module
+    spec: ModelSpec
+    weights: str
+    digest: str
+
+
+def describe(name: str) -> ModelSpec:
+    """The spec of a short name, a packaged model or a full timm tag.
+
+    Raises:
+        IntvitError: nothing of that name; near matches are listed.
+    """
+    if name in PACKAGED:
+        return _packaged(name)
+    tag = SHORT_NAMES.get(name, name)
+    if not timm.is_model(tag.split(".")[0]):
+        near = difflib.get_close_matches(name, [*SHORT_NAMES, *PACKAGED], n=3, cutoff=0.3)
+        near += difflib.get_close_matches(name, timm.list_models("*vit*") + timm.list_models("swin*"), n=3)
+        raise IntvitError(
+            f"unknown model {name!r}",
+            where="--model",
+            why="it is neither a short name nor a model timm knows",
+            next="near matches: " + ", ".join(near) if near else "short names: " + ", ".join(SHORT_NAMES),
+        )
+    config = timm.get_pretrained_cfg(tag)
+    if config is None:
+        tags = [known for known in timm.list_pretrained(tag.split(".")[0] + "*")][:4]
+        raise IntvitError(f"timm has no weights tagged {tag!r}", where="--model", next="known tags: " + ", ".join(tags))
+    ids, names = _class_lists(int(config.num_classes))
+    return ModelSpec(
+        name=name,
+        tag=tag,
+        kwargs={},
+        input_size=tuple(config.input_size),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation=config.interpolation,
+        crop_pct=float(config.crop_pct),
+        num_classes=int(config.num_classes),
+        class_ids=ids,
+        class_names=names,
+    )
+
+
+def _packaged(name: str) -> ModelSpec:
+    config = json.loads(_asset(f"{name}.json").read_text("utf-8"))
+    pre = config["pretrained_cfg"]
+    classes = tuple(config["classes"])
+    return ModelSpec(
+        name=name,
+        tag=name,
+        kwargs=config["kwargs"],
+        input_size=tuple(pre["input_size"]),
+        mean=tuple(pre["mean"]),
+        std=tuple(pre["std"]),
+        interpolation=pre["interpolation"],
+        crop_pct=float(pre["crop_pct"]),
+        num_classes=len(classes),
+        class_ids=classes,
+        class_names=classes,
+    )
+
+
+def _asset(name: str) -> Path:
+    return Path(str(resources.files("calib") / "assets" / name))
+
+
+def _class_lists(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """WordNet ids and names in logit order where the count is ImageNet-1k's, else the plain indices."""
+    if count != 1000:
+        plain = tuple(str(index) for index in range(count))
+        return plain, plain
+    info = timm.data.ImageNetInfo("imagenet-1k")
+    names = tuple(info.index_to_description(index) for index in range(count))
+    return tuple(info.label_names()), names
+
+
+def load(name: str, checkpoint: str | None = None, seed: int = 0) -> LoadedModel:
+    """Build a network and give it weights: from ``checkpoint``, from the package, from timm's hub, or random.
+
+    Args:
+        name: short name, packaged model or full timm tag.
+        checkpoint: a file, or ``"random"`` for seeded random weights, or None for the published ones.
+        seed: of the random weights.
+
+    Raises:
+        IntvitError: unknown name, unsupported architecture, or weights that cannot be had; the message says how to
+            fetch them on a machine with a network.
+    """
+    spec = describe(name)
+    if checkpoint == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = spec.build()
+        return LoadedModel(require_supported(module, spec), spec, "random", f"random-{seed}")
+    if checkpoint is None and name not in PACKAGED:
+        return _from_hub(spec)
+    path = _asset(f"{name}.safetensors") if checkpoint is None else Path(checkpoint).expanduser()
+    module = require_supported(spec.build(), spec)
+    state = read_state_dict(path)
+    adapt = swin_filter if isinstance(module, SwinTransformer) else vit_filter
+    if set(state) != set(module.state_dict()):
+        state = {key: value for key, value in adapt(state, module).items()}
+    load_into(module, state, str(path))
+    return LoadedModel(module.eval(), spec, "packaged" if checkpoint is None else "checkpoint", sha256_of(path))
+
+
+def _from_hub(spec: ModelSpec) -> LoadedModel:
+    try:
+        module = timm.create_model(spec.tag, pretrained=True).eval()
+    except Exception as error:
+        raise IntvitError(
+            f"the weights of {spec.name} could not be fetched",
+            where=f"https://huggingface.co/timm/{spec.tag}",
+            why=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no detail'}",
+            next=(
+                f"on a machine with a network: pip install huggingface_hub && hf download timm/{spec.tag} "
+                "model.safetensors --local-dir . ; copy model.safetensors here and add --checkpoint model.safetensors "
+                "(or --checkpoint random to try the pipeline without trained weights)"
+            ),
+        ) from error
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return LoadedModel(require_supported(module, spec), spec, "hub", digest.hexdigest())
+
+
+def require_supported(module: nn.Module, spec: ModelSpec) -> nn.Module:
+    """Pass ``module`` through if it is a plain ViT, DeiT or Swin as timm writes them.
+
+    Raises:
+        IntvitError: another class; ViT features that are not understood are refused later, by the surgery.
+    """
+    if type(module) not in (VisionTransformer, SwinTransformer):
+        raise IntvitError(
+            f"{spec.name} is a {type(module).__name__}, which is not supported",
+            where="--model",
+            why="supported: timm's VisionTransformer (ViT, DeiT) and SwinTransformer",
+            next="short names: " + ", ".join(SHORT_NAMES),
+        )
+    return module

@@ -1,0 +1,1 @@
+"""Quantizers, quantized layers, and the surgery that puts them into a timm network."""

@@ -1,0 +1,138 @@
+"""Turn a timm network into one whose every linear layer is a QuantLinear, without changing what it computes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
+
+from calib.errors import IntvitError
+from calib.quant.families import block_names, sites
+from calib.quant.linear import QuantLinear, QuantPatchConv
+from calib.scheme import Scheme
+
+EMBED_BITS = 8
+
+
+def prepare(model: nn.Module, scheme: Scheme) -> nn.Module:
+    """A copy of ``model`` ready to be calibrated; still float, equal to the original up to rounding.
+
+    Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
+    moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph.
+
+    Raises:
+        IntvitError: the network uses a timm feature that cannot be lowered; every such feature is named.
+    """
+    _refuse_unknown_parts(model)
+    student = copy.deepcopy(model).eval().requires_grad_(False)
+    for site in sites(student):
+        layer = student.get_submodule(site.name)
+        if site.kind == "embed":
+            act_bits = scheme.act_bits if scheme.float_activations else EMBED_BITS
+            replacement: QuantLinear = QuantPatchConv(layer, EMBED_BITS, act_bits)
+        else:
+            replacement = QuantLinear(layer.weight, layer.bias, scheme.weight_bits, scheme.act_bits)
+        student.set_submodule(site.name, replacement)
+    for name in block_names(student):
+        _fold_block(student.get_submodule(name))
+    return student
+
+
+def _fold_block(block: nn.Module) -> None:
+    attn = block.attn
+    attn.fused_attn = False
+    rows = attn.qkv.out_features // 3
+    attn.qkv.weight[:rows] *= attn.scale
+    attn.qkv.bias[:rows] *= attn.scale
+    attn.scale = 1.0
+    for scale_name, layer in (("ls1", attn.proj), ("ls2", block.mlp.fc2)):
+        layer_scale = getattr(block, scale_name, nn.Identity())
+        if not isinstance(layer_scale, nn.Identity):
+            layer.weight *= layer_scale.gamma[:, None]
+            layer.bias *= layer_scale.gamma
+            setattr(block, scale_name, nn.Identity())
+
+
+def linears(model: nn.Module) -> dict[str, QuantLinear]:
+    """The quantizable layers of a prepared network by site name, in execution order."""
+    return {site.name: model.get_submodule(site.name) for site in sites(model)}
+
+
+def set_quantized(model: nn.Module, on: bool) -> None:
+    """Switch every layer to its integer (True) or float (False) form."""
+    for layer in linears(model).values():
+        layer.quantized = on
+
+
+def _refuse_unknown_parts(model: nn.Module) -> None:
+    problems = _swin_problems(model) if isinstance(model, SwinTransformer) else _vit_problems(model)
+    for name in block_names(model):
+        block = model.get_submodule(name)
+        if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != "none":
+            problems.append(f"{name}.mlp.act is {block.mlp.act}, not exact GELU")
+        if not isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity):
+            problems.append(f"{name}.mlp.norm")
+        for part in ("norm1", "norm2"):
+            norm = getattr(block, part)
+            if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
+                problems.append(f"{name}.{part} is {type(norm).__name__}, not LayerNorm with weight and bias")
+    for site in sites(model) if not problems else ():
+        layer = model.get_submodule(site.name)
+        if site.kind == "embed":
+            if not isinstance(layer, nn.Conv2d) or layer.stride != layer.kernel_size or layer.padding != (0, 0):
+                problems.append(f"{site.name} is not a convolution with stride equal to its kernel")
+        elif not isinstance(layer, nn.Linear):
+            problems.append(f"{site.name} is {type(layer).__name__}, not Linear")
+    if problems:
+        raise IntvitError(
+            "this network uses parts that cannot be lowered",
+            where=", ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else ""),
+            why="plain ViT, DeiT and Swin blocks of timm are supported",
+            next="choose another timm tag, or ask for this part in an issue",
+        )
+
+
+def _vit_problems(model: nn.Module) -> list[str]:
+    problems = []
+    if model.pos_embed is None:
+        problems.append("no position embedding")
+    if model.dynamic_img_size:
+        problems.append("dynamic_img_size")
+    if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
+        problems.append(f"global_pool={model.global_pool!r}")
+    if model.global_pool == "avg" and model.pool_include_prefix:
+        problems.append("pool_include_prefix")
+    if not isinstance(model.patch_embed.norm, nn.Identity):
+        problems.append("patch_embed.norm")
+    for name in block_names(model):
+        attn = getattr(model.get_submodule(name), "attn", None)
+        if attn is None or type(attn).__name__ != "Attention":
+            return [*problems, f"{name}.attn is {type(attn).__name__}"]
+        for part in ("q_norm", "k_norm", "norm"):
+            if not isinstance(getattr(attn, part), nn.Identity):
+                problems.append(f"{name}.attn.{part}")
+        if getattr(attn, "gate", None) is not None:
+            problems.append(f"{name}.attn.gate")
+    return problems
+
+
+def _swin_problems(model: nn.Module) -> list[str]:
+    problems = []
+    for name in block_names(model):
+        block = model.get_submodule(name)
+        if any(side % window for side, window in zip(block.input_resolution, block.window_size, strict=True)):
+            problems.append(f"{name}: {block.input_resolution} tokens do not divide into windows {block.window_size}")
+        if getattr(block, "dynamic_mask", False):
+            problems.append(f"{name}.dynamic_mask")
+    if model.head.global_pool.pool_type != "avg":
+        problems.append(f"global_pool={model.head.global_pool.pool_type!r}")
+    return problems
+
+
+@torch.no_grad()
+def float_difference(original: nn.Module, prepared: nn.Module, images: torch.Tensor) -> float:
+    """Largest relative difference of the logits of two float networks on ``images`` (B, 3, H, W)."""
+    reference, other = original(images), prepared(images)
+    return float((reference - other).abs().max() / reference.abs().max().clamp_min(1e-12))

@@ -1,0 +1,110 @@
+"""The recipe grammar: what ``--bits`` means. Parsed once here, printed back the same way everywhere.
+
+``w<W>a<A>[+attn8][+g<G>][+int]`` with W in 2..8 weight bits, A in 2..8 or 16 activation bits (16 = activations stay
+float), ``+attn8`` for 8-bit attention products, ``+g64`` for weight groups of 64 input channels, ``+int`` for integer
+softmax, GELU and LayerNorm.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from calib.errors import IntvitError
+
+COMMON = ("w8a8", "w4a8", "w4a4", "w3a8", "w6a6", "w4a16", "w8a16", "w8a8+attn8", "w4a8+attn8")
+GROUPS = (16, 32, 64, 128)
+_BASE = re.compile(r"w(\d+)a(\d+)")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Bit widths of a quantized model.
+
+    Attributes:
+        weight_bits: 2..8, signed symmetric per output channel.
+        act_bits: 2..8, or 16 for float activations (weight-only).
+        attn_bits: 8 when both attention products are quantized, else None.
+        group: input channels that share a weight scale, or None for one scale per output channel.
+        integer: True when softmax, GELU and LayerNorm are integer arithmetic too.
+    """
+
+    weight_bits: int
+    act_bits: int
+    attn_bits: int | None = None
+    group: int | None = None
+    integer: bool = False
+
+    @property
+    def float_activations(self) -> bool:
+        """True for weight-only schemes (``a16``)."""
+        return self.act_bits == 16
+
+    def __str__(self) -> str:
+        text = f"w{self.weight_bits}a{self.act_bits}"
+        if self.attn_bits is not None:
+            text += f"+attn{self.attn_bits}"
+        if self.group is not None:
+            text += f"+g{self.group}"
+        return text + ("+int" if self.integer else "")
+
+
+def parse(text: str) -> Scheme:
+    """Read a scheme such as ``w4a8``.
+
+    Raises:
+        IntvitError: the text is not in the grammar or a width is out of range; near matches are listed.
+    """
+    base, *extras = text.strip().lower().split("+")
+    match = _BASE.fullmatch(base)
+    if match is None:
+        raise _bad(text, "a scheme is w<weight bits>a<activation bits>, then options such as +attn8")
+    weight_bits, act_bits = int(match[1]), int(match[2])
+    if not 2 <= weight_bits <= 8:
+        raise _bad(text, f"weights take 2 to 8 bits, not {weight_bits}")
+    if not (2 <= act_bits <= 8 or act_bits == 16):
+        raise _bad(text, f"activations take 2 to 8 bits, or 16 for float, not {act_bits}")
+    attn_bits, group, integer = None, None, False
+    for extra in extras:
+        if extra == "attn8":
+            attn_bits = 8
+        elif extra == "int":
+            integer = True
+        elif extra in {f"g{size}" for size in GROUPS}:
+            group = int(extra[1:])
+        else:
+            raise _bad(text, f"unknown option +{extra}; known: +attn8, +int, " + ", ".join(f"+g{g}" for g in GROUPS))
+    return Scheme(weight_bits, act_bits, attn_bits, group, integer)
+
+
+def require_buildable(scheme: Scheme) -> None:
+    """Refuse what the grammar can say but no target can run yet, before any work is done.
+
+    Raises:
+        IntvitError: the scheme asks for 8-bit attention products, weight groups or integer non-linearities.
+    """
+    wanted = [
+        name
+        for name, on in (
+            ("+attn8", scheme.attn_bits is not None),
+            (f"+g{scheme.group}", scheme.group is not None),
+            ("+int", scheme.integer),
+        )
+        if on
+    ]
+    if wanted:
+        plain = Scheme(scheme.weight_bits, scheme.act_bits)
+        raise IntvitError(
+            f"{' and '.join(wanted)} cannot be built by this version",
+            where=f"--bits {scheme}",
+            why="no target of this version has integer kernels for it; nothing would run as asked",
+            next=f"build --bits {plain}: every linear layer runs as integers, attention products stay float",
+        )
+
+
+def _bad(text: str, why: str) -> IntvitError:
+    near = difflib.get_close_matches(text.lower(), COMMON, n=3, cutoff=0.4) or list(COMMON[:4])
+    return IntvitError(
+        f"unknown scheme {text!r}", where="--bits", why=why, next="near matches: " + ", ".join(near)
+    )

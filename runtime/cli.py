@@ -1,0 +1,90 @@
+"""Turn a function into a command: errors a person can read, ``--debug`` for the traceback, honest exit codes.
+
+Exit codes: 0 done, 1 an error or a check that failed, 2 a wrong command line, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from runtime.errors import IntvitError
+from runtime.files import disk_full, write_error
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a directory with manifest.json.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="Which engine runs the integer graph.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of the engine; default: physical cores available.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def render_error(error: BaseException) -> str:
+    """The message for any exception that ended a command, in :meth:`IntvitError.render`'s form."""
+    if isinstance(error, IntvitError):
+        return error.render()
+    if isinstance(error, OSError) and disk_full(error):
+        return write_error(Path(str(error.filename or ".")), error).render()
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = error.strerror or str(error)
+        return IntvitError("the operating system refused", where=str(error.filename or ""), why=reason).render()
+    if isinstance(error, MemoryError):
+        return IntvitError("out of memory", why=str(error), next="use a smaller --batch or --limit").render()
+    return IntvitError(
+        f"unexpected {type(error).__name__}: {error}".rstrip(": "),
+        why="this is a fault of intvit, not of what you typed",
+        next="run the command again with --debug and report the traceback",
+    ).render()
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` with its exceptions turned into messages on standard error and an exit code.
+
+    A keyword argument ``debug`` that is true lets the traceback through to standard error as well.
+    """
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            _say("\nstopped by Ctrl-C; nothing half-written was left under a final name")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if kwargs.get("debug"):
+                traceback.print_exc(file=sys.stderr)
+            _say(render_error(error))
+            raise typer.Exit(1) from None
+
+    return command
+
+
+def invoke(function: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
+    """Run ``function`` as a typer command on ``arguments`` (default: the process's own) and return the exit code."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(guarded(function))
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def run(function: Callable[..., None]) -> NoReturn:
+    """Run ``function`` as this process's command and exit with its code."""
+    sys.exit(invoke(function))

@@ -1,0 +1,131 @@
+"""A folder of labelled pictures, ``DIR/<class id or index>/*.jpg|jpeg|png``, read ahead by a few threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.classes import Classes
+from runtime.errors import IntvitError
+from runtime.images import SUFFIXES, load_image
+from runtime.manifest import Preprocess
+
+UNREADABLE_LIMIT = 0.01
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled picture: its file and its index among the logits."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Readable pictures, in order: float32 (N, 3, H, W) normalised, and int64 (N,) labels."""
+
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    samples: tuple[Sample, ...]
+
+
+@dataclass
+class Unreadable:
+    """The pictures that could not be decoded: (path, reason), in order."""
+
+    files: list[tuple[str, str]] = field(default_factory=list)
+
+
+def load_folder(data: Path, classes: Classes, *, limit: int | None = None) -> list[Sample]:
+    """The labelled pictures of a folder, in sorted order; hidden files and folders and files deeper down are ignored.
+
+    Args:
+        data: the folder; each of its folders is named by a class id (WordNet id) or a class index.
+        classes: the bundle's class list.
+        limit: at most that many, spread evenly over the sorted list.
+
+    Raises:
+        IntvitError: no such folder, a folder that names no class (all are named), or no pictures.
+    """
+    if not data.is_dir():
+        why = "it is a file" if data.exists() else "there is no such directory"
+        raise IntvitError("not an evaluation folder", where=str(data), why=why, next="give --data DIR")
+    folders = sorted(item for item in data.iterdir() if item.is_dir() and not item.name.startswith("."))
+    unknown = [folder.name for folder in folders if classes.index_of(folder.name) is None]
+    if unknown:
+        listed = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        raise IntvitError(
+            f"unknown class folder: {listed}",
+            where=str(data / unknown[0]),
+            why=f"the model's classes are {classes.ids[0]!r} .. {classes.ids[-1]!r}, or 0 .. {len(classes.ids) - 1}",
+            next="name each folder by a class id or a class index, or remove it",
+        )
+    samples = []
+    for folder in folders:
+        label = classes.index_of(folder.name)
+        assert label is not None
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+                samples.append(Sample(path, label))
+    if not samples:
+        why = f"no *{', *'.join(SUFFIXES)} in its class folders"
+        raise IntvitError("the evaluation folder has no pictures", where=str(data), why=why)
+    if limit is not None and limit < len(samples):
+        samples = [samples[i * len(samples) // limit] for i in range(limit)]
+    return samples
+
+
+def batches(
+    samples: Sequence[Sample], rule: Preprocess, unreadable: Unreadable, *, batch: int = 8, workers: int = 2
+) -> Iterator[Batch]:
+    """Decode the samples in order into batches; decoding runs ahead by about two batches, no further.
+
+    Unreadable pictures are noted in ``unreadable`` and skipped.
+
+    Raises:
+        IntvitError: at the end, when more than 1 % of the pictures were unreadable, or all of them.
+    """
+    ready: list[tuple[Sample, npt.NDArray[np.float32]]] = []
+    pending: deque[tuple[Sample, Future[npt.NDArray[np.float32]]]] = deque()
+    queue = iter(samples)
+    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
+    try:
+        while True:
+            while len(pending) < 2 * batch and (sample := next(queue, None)) is not None:
+                pending.append((sample, pool.submit(load_image, sample.path, rule)))
+            if not pending:
+                break
+            sample, future = pending.popleft()
+            try:
+                ready.append((sample, future.result()))
+            except IntvitError as error:
+                unreadable.files.append((str(sample.path), error.why))
+            if len(ready) == batch:
+                yield _stack(ready)
+                ready = []
+        if ready:
+            yield _stack(ready)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    count = len(unreadable.files)
+    if count == len(samples) or count > UNREADABLE_LIMIT * len(samples):
+        path, why = unreadable.files[0]
+        raise IntvitError(
+            f"{count} of {len(samples)} pictures are unreadable, more than 1 %",
+            where=", ".join(name for name, _ in unreadable.files[:5]) + (", ..." if count > 5 else ""),
+            why=f"{path}: {why}",
+            next="remove or repair them; an accuracy over the rest would mislead",
+        )
+
+
+def _stack(ready: list[tuple[Sample, npt.NDArray[np.float32]]]) -> Batch:
+    samples = tuple(sample for sample, _ in ready)
+    labels = np.array([sample.label for sample in samples], dtype=np.int64)
+    return Batch(np.stack([image for _, image in ready]), labels, samples)

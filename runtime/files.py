@@ -1,0 +1,104 @@
+"""Files that are either whole or absent: written under a temporary name, synced, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import IntvitError
+
+
+def disk_full(error: OSError) -> bool:
+    """Whether the error says that a disk or a quota is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_error(path: Path, error: OSError) -> IntvitError:
+    """The readable form of an ``OSError`` met while writing ``path``; a full disk is told apart from the rest."""
+    if disk_full(error):
+        return IntvitError(
+            "the disk is full",
+            where=str(path),
+            why="nothing was left behind: the unfinished file has been removed",
+            next=f"free some space under {path.parent} and run the same command again",
+        )
+    return IntvitError(
+        "cannot write the file",
+        where=str(path),
+        why=error.strerror or str(error),
+        next=f"check that {path.parent} exists and may be written to",
+    )
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes the name ``path`` when the block ends without an exception.
+
+    The parent directory is made when missing. On any exception the temporary file is removed.
+
+    Raises:
+        IntvitError: the file cannot be written (no space, no permission).
+    """
+    final = Path(path)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, final)
+    except OSError as error:
+        raise write_error(final, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        IntvitError: the file cannot be written; nothing is left behind.
+    """
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """:func:`atomic_write_bytes` of ``text`` in UTF-8, line ends kept as they are."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as JSON with sorted keys, indent 2 and a trailing newline: the same value gives the same bytes."""
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """:func:`atomic_write_bytes` of :func:`json_text` of ``value``."""
+    atomic_write_text(path, json_text(value))
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The sha256 of ``data`` as 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's bytes as 64 lower-case hex digits, read a MiB at a time.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

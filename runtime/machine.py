@@ -1,0 +1,140 @@
+"""What this machine is: CPU model, instruction sets, cores a process may use, memory, versions of what is installed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+# The instruction sets that decide which integer kernels ONNX Runtime picks, in /proc/cpuinfo's spelling.
+INTEGER_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx_vnni_int8",
+    "amx_tile",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+# Any of these multiplies u8 by s8 into 32 bits without a saturating 16-bit step.
+_EXACT_X86 = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def parse_cpuinfo(text: str) -> tuple[str, frozenset[str]]:
+    """The model name and the flags of the first processor in the text of ``/proc/cpuinfo`` (x86 or ARM spelling)."""
+    model, flags = "", frozenset[str]()
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key.lower() in ("model name", "hardware", "model") and (not model or model.isdigit()):
+            model = value
+        elif key in ("flags", "Features") and not flags:
+            flags = frozenset(value.split())
+    return model, flags
+
+
+@functools.cache
+def _cpuinfo() -> tuple[str, frozenset[str]]:
+    return parse_cpuinfo(_read("/proc/cpuinfo"))
+
+
+def cpu_model() -> str:
+    """The processor's name as the operating system gives it, never empty."""
+    return _cpuinfo()[0] or platform.processor() or platform.machine() or "unknown"
+
+
+def cpu_flags() -> frozenset[str]:
+    """Every instruction-set flag in ``/proc/cpuinfo``; empty where that file does not exist."""
+    return _cpuinfo()[1]
+
+
+def integer_flags() -> list[str]:
+    """The members of :data:`INTEGER_FLAGS` this processor has, sorted."""
+    return sorted(cpu_flags().intersection(INTEGER_FLAGS))
+
+
+def is_x86() -> bool:
+    """Whether this is a 32- or 64-bit x86 processor."""
+    return platform.machine().lower() in ("x86_64", "amd64", "i386", "i686", "x86")
+
+
+def saturating_u8s8() -> bool:
+    """Whether u8 x s8 products are added in saturating 16-bit pairs here (x86 without VNNI or AMX)."""
+    return is_x86() and not (cpu_flags() & _EXACT_X86)
+
+
+def _quota_cores() -> float:
+    """The cores a container may use (cgroup v2, then v1); infinite when there is no limit."""
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if not quota:
+        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").strip()
+        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us").strip()
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except (ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def available_cpus() -> list[int]:
+    """The logical CPUs this process may run on, by number."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def available_cores() -> int:
+    """Physical cores this process may use: its affinity mask with hyper-threads merged, cut to a container's quota."""
+    cores = set()
+    for cpu in available_cpus():
+        base = f"/sys/devices/system/cpu/cpu{cpu}/topology"
+        core, package = _read(f"{base}/core_id").strip(), _read(f"{base}/physical_package_id").strip()
+        cores.add((package, core) if core else ("", f"cpu{cpu}"))
+    return max(1, min(len(cores), math.ceil(min(_quota_cores(), 1 << 20))))
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Total and available memory in bytes; zeros where it cannot be told."""
+    values = {}
+    for line in _read("/proc/meminfo").splitlines():
+        key, _, rest = line.partition(":")
+        if rest.strip().endswith("kB"):
+            values[key] = int(rest.split()[0]) * 1024
+    return values.get("MemTotal", 0), values.get("MemAvailable", 0)
+
+
+def version_of(package: str) -> str:
+    """The installed version of a distribution, or an empty string; nothing is imported."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def describe() -> dict[str, Any]:
+    """The machine as JSON values, for the record that goes with every measurement."""
+    return {
+        "cpu": cpu_model(),
+        "cores": available_cores(),
+        "flags": integer_flags(),
+        "memory_bytes": memory_bytes()[0],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version_of(name) for name in ("intvit", "onnxruntime", "numpy", "pillow")},
+        },
+    }

@@ -1,0 +1,100 @@
+"""The bundle's manifest: what is in it, how it was made, and how to feed it. Strict: an unknown key is an error.
+
+Version 1. A bundle is a directory; ``manifest.json`` lists every file with its sha256 and ``manifest.sha256`` holds the
+digest of ``manifest.json`` itself, so that no byte of a bundle can change unseen.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MANIFEST_DIGEST = "manifest.sha256"
+
+
+class Strict(BaseModel):
+    """Base of every manifest part: unknown keys are refused and values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(Strict):
+    """One file of the bundle. ``path`` is relative, with forward slashes, and stays inside the bundle."""
+
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+    role: Literal["graph", "float_twin", "canonical", "golden", "preview", "classes", "report", "other"]
+    target: str = ""
+
+
+class Preprocess(Strict):
+    """How a picture becomes the input tensor: resize the short side, centre crop, scale to [0, 1], normalise.
+
+    The rule is timm's evaluation transform (timm.data.transforms_factory, crop_mode "center"):
+    resize side = floor(input side / crop_pct).
+    """
+
+    channels: Literal[3] = 3
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    crop_pct: float = Field(gt=0, le=1)
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Tap(Strict):
+    """A quantizer of the network, by the name of the integer tensor it makes.
+
+    ``tensor`` names the QuantizeLinear output in the graphs (int8; the ORT optimizer may turn it into uint8 with the
+    zero point raised by 128). ``golden`` names the int8 tensor of the same quantizer in the golden file. Levels run
+    ``qmin .. qmax``; one LSB is ``scale`` in the units of the quantizer's input.
+    """
+
+    name: str
+    tensor: str
+    golden: str
+    scale: float = Field(gt=0)
+    zero_point: int
+    qmin: int
+    qmax: int
+
+
+class Layer(Strict):
+    """One linear or convolution of the model as the bundle stores it; ``macs`` is per image."""
+
+    name: str
+    kind: str
+    macs: int
+    weight_bits: int
+    activation_bits: int
+    stored_as: str
+    tensor: str
+
+
+class Manifest(Strict):
+    """Everything a runtime needs to know of a bundle, and everything a person needs to make it again."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    model: str
+    timm_tag: str
+    scheme: str
+    weights: Literal["checkpoint", "hub", "packaged", "random"]
+    input_name: str = "images"
+    output_name: str = "logits"
+    num_classes: int
+    preprocess: Preprocess
+    taps: list[Tap]
+    layers: list[Layer]
+    method: str
+    images: int
+    seed: int
+    data_free: bool
+    provenance: dict[str, Any]
+    reported: dict[str, Any] = Field(default_factory=dict)
+    files: list[FileEntry]

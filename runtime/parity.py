@@ -1,0 +1,223 @@
+"""``python -m runtime.parity BUNDLE``: does the engine compute what was calibrated, integer by integer?
+
+The integers are those of the graph ONNX Runtime really executes: its optimized form, every tap exposed, loaded with
+the optimizer off so that the fused kernels stay. Two comparisons with the golden vectors:
+
+aligned  every tap's readers are fed the golden integers, so each quantizer is judged on the reference's own inputs and
+         an error cannot cascade. This is what decides.
+free     the plain run from images to logits, with errors adding up as they do in use.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+from typer import Exit
+
+from runtime import cli, machine
+from runtime.backends.base import backend_class, open_engine
+from runtime.backends.ort import make_session, optimized_bytes, refuse_external
+from runtime.bundle import Bundle
+from runtime.errors import IntvitError
+from runtime.files import atomic_write_json
+from runtime.golden import Golden
+from runtime.onnx_wire import cut, read_graph, with_extra_outputs
+from runtime.quantizers import Quantizer, locate
+
+MAX_LSB = 1
+MAX_MISMATCH_PERCENT = 0.1
+MIN_LOGITS_SQNR_DB = 35.0
+MIN_ALIGNED_SQNR_DB = 60.0
+_IDENTICAL_DB = 200.0
+
+
+@dataclass(frozen=True)
+class TapParity:
+    """One quantizer against the reference: largest difference in levels, and how many percent differ at all."""
+
+    name: str
+    max_lsb: int
+    mismatch_rate: float
+    free_max_lsb: int
+    free_mismatch_rate: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The result of :func:`check`.
+
+    Attributes:
+        ok: every condition in ``failures`` held.
+        logits_sqnr_db: signal to noise of the free-running engine's logits against the golden ones, at most 200.
+        aligned_logits_sqnr_db: the same when every tap was fed golden integers.
+        top1_agreement: percent of the golden images with the same first class, free-running.
+        taps: in execution order.
+        failures: one line for each condition that did not hold.
+    """
+
+    ok: bool
+    logits_sqnr_db: float
+    aligned_logits_sqnr_db: float
+    top1_agreement: float
+    taps: tuple[TapParity, ...]
+    failures: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def sqnr_db(reference: npt.NDArray[np.float32], value: npt.NDArray[np.float32]) -> float:
+    """10 log10(sum ref^2 / sum (ref - value)^2), in float64; 200 when nothing differs, -200 when nothing is right."""
+    exact = reference.astype(np.float64)
+    noise = float(np.square(exact - value.astype(np.float64)).sum())
+    signal = float(np.square(exact).sum())
+    if not math.isfinite(noise) or signal == 0.0:
+        return _IDENTICAL_DB if noise == 0.0 else -_IDENTICAL_DB
+    if noise == 0.0:
+        return _IDENTICAL_DB
+    return float(np.clip(10.0 * math.log10(signal / noise), -_IDENTICAL_DB, _IDENTICAL_DB))
+
+
+def compare(quantizer: Quantizer, engine: npt.NDArray[np.generic], golden: Golden) -> tuple[int, float]:
+    """(largest difference in levels, percent of elements that differ) of one tap's tensor.
+
+    Raises:
+        IntvitError: the shapes differ.
+    """
+    reference = golden.taps[quantizer.tap.golden]
+    if engine.shape != reference.shape:
+        why = f"engine {engine.shape}, golden {reference.shape}"
+        raise IntvitError("a tap has another shape in the engine", where=quantizer.tap.name, why=why)
+    difference = np.abs(quantizer.to_reference(engine) - reference.astype(np.int16))
+    return int(difference.max()), 100.0 * float((difference != 0).mean())
+
+
+def _run(
+    model: bytes, bundle: Bundle, feeds: dict[str, Any], quantizers: list[Quantizer], threads: int
+) -> dict[str, Any]:
+    """The logits and every tap's tensor, by name."""
+    where = str(bundle.file("graph", "ort"))
+    session = make_session(model, threads=threads, optimize=False, where=where)
+    names = list(dict.fromkeys([bundle.manifest.output_name, *(quantizer.tensor for quantizer in quantizers)]))
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:
+        raise IntvitError("ONNX Runtime failed while running", where=where, why=str(error)) from error
+
+
+def _failures(taps: list[TapParity], logits_db: float, aligned_db: float) -> list[str]:
+    lines = []
+    for index, tap in enumerate(taps):
+        if index == 0 and tap.max_lsb > 0:
+            lines.append(f"the first tap {tap.name!r} differs by {tap.max_lsb} LSB; it must be exact")
+        elif tap.max_lsb > MAX_LSB:
+            lines.append(f"tap {tap.name!r} differs by {tap.max_lsb} LSB, at most {MAX_LSB} is allowed")
+        elif not tap.mismatch_rate < MAX_MISMATCH_PERCENT:
+            lines.append(f"tap {tap.name!r} differs in {tap.mismatch_rate:.4f} % of its values, the limit is 0.1 %")
+    if not aligned_db >= MIN_ALIGNED_SQNR_DB:
+        lines.append(f"logits from golden integers: {aligned_db:.1f} dB, at least {MIN_ALIGNED_SQNR_DB:.0f} needed")
+    if not logits_db >= MIN_LOGITS_SQNR_DB:
+        lines.append(f"logits of the engine: {logits_db:.1f} dB, at least {MIN_LOGITS_SQNR_DB:.0f} needed")
+    return lines
+
+
+def check(bundle: Bundle, *, backend: str = "ort", threads: int | None = None) -> Parity:
+    """Compare the engine with the golden vectors at every tap and at the logits.
+
+    Raises:
+        IntvitError: a tap is not in the executed graph, or the graph does not load or run.
+    """
+    backend_class(backend)
+    path, golden = bundle.file("graph", "ort"), bundle.golden()
+    used = threads or machine.available_cores()
+    plain = path.read_bytes()
+    refuse_external(plain, str(path))
+    executed = optimized_bytes(plain, where=str(path))
+    quantizers = locate(bundle.manifest.taps, read_graph(plain), read_graph(executed), where=str(path))
+    if not quantizers:
+        raise IntvitError("the manifest names no taps: nothing to compare", where=str(bundle.root))
+    exposed = with_extra_outputs(executed, [quantizer.tensor for quantizer in quantizers])
+    images = {bundle.manifest.input_name: golden.images}
+
+    free = _run(exposed, bundle, images, quantizers, used)
+    free_results = [compare(quantizer, free[quantizer.tensor], golden) for quantizer in quantizers]
+    del free
+    aligned = _run_aligned(exposed, bundle, golden, quantizers, used)
+    taps = [
+        TapParity(quantizer.tap.name, *compare(quantizer, aligned[quantizer.tensor], golden), *free_result)
+        for quantizer, free_result in zip(quantizers, free_results, strict=True)
+    ]
+
+    engine = open_engine(bundle, backend, threads=used)
+    try:
+        logits = engine.run(golden.images)
+    finally:
+        engine.close()
+    logits_db, aligned_db = sqnr_db(golden.logits, logits), sqnr_db(golden.logits, aligned[bundle.manifest.output_name])
+    failures = _failures(taps, logits_db, aligned_db)
+    agreement = 100.0 * float((logits.argmax(axis=1) == golden.logits.argmax(axis=1)).mean())
+    return Parity(not failures, logits_db, aligned_db, agreement, tuple(taps), tuple(failures))
+
+
+def _run_aligned(
+    exposed: bytes, bundle: Bundle, golden: Golden, quantizers: list[Quantizer], threads: int
+) -> dict[str, Any]:
+    """:func:`_run` with every tap's readers fed the golden integers."""
+    feeds: dict[str, Any] = {bundle.manifest.input_name: golden.images}
+    cuts = {}
+    for index, quantizer in enumerate(quantizers):
+        if quantizer.tensor in cuts:
+            continue
+        reference = golden.taps[quantizer.tap.golden]
+        name = f"intvit_golden_{index}"
+        cuts[quantizer.tensor] = (name, quantizer.elem_type, reference.shape)
+        feeds[name] = quantizer.from_reference(reference)
+    return _run(cut(exposed, cuts), bundle, feeds, quantizers, threads)
+
+
+def show(result: Parity, console: Console) -> None:
+    """Print the taps, the logits and the verdict."""
+    table = Table(title="parity with the golden vectors")
+    for column in ("tap", "max LSB", "differ %", "free max LSB", "free differ %"):
+        table.add_column(column, justify="left" if column == "tap" else "right")
+    for tap in result.taps:
+        rates = (f"{tap.mismatch_rate:.4f}", str(tap.free_max_lsb), f"{tap.free_mismatch_rate:.4f}")
+        table.add_row(tap.name, str(tap.max_lsb), *rates)
+    console.print(table)
+    console.print(
+        f"logits {result.logits_sqnr_db:.1f} dB ({result.aligned_logits_sqnr_db:.1f} dB from golden integers), "
+        f"same first class for {result.top1_agreement:.1f} % of the golden images",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for line in result.failures:
+        console.print(f"FAILED: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    console.print("parity ok" if result.ok else "parity FAILED", style="bold green" if result.ok else "bold red")
+
+
+def main(
+    bundle: cli.BundleArgument,
+    backend: cli.BackendOption = "ort",
+    json: cli.JsonOption = None,
+    threads: cli.ThreadsOption = None,
+    debug: cli.DebugOption = False,
+) -> None:
+    """Compare the engine's integers and logits with the golden vectors; exit code 1 when they are not the same."""
+    opened = Bundle.open(bundle)
+    result = check(opened, backend=backend, threads=threads)
+    show(result, Console())
+    if json is not None:
+        atomic_write_json(json, {**result.to_json(), "backend": backend, "bundle": opened.sha256})
+    if not result.ok:
+        raise Exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,49 @@
+"""What every test may use: where the measuring data is, and an environment that leaves the user's files alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED = REPO.parent / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stages that tests compute go to a folder of this session, never to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTVIT_CACHE", str(tmp_path_factory.mktemp("intvit-cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    """Torch takes two threads at most; a device has no torch and then there is nothing to set."""
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def _shared(relative: str) -> Path:
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"the measuring data is not here: {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def vit_tiny_checkpoint() -> Path:
+    """ImageNet-1k ViT-Ti/16 as safetensors with timm's names."""
+    return _shared("data/vit_tiny_patch16_224.augreg_in21k_ft_in1k/model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """1,000 labelled photographs, ``<wnid>/*.jpg``."""
+    return _shared("data/imagenet-ccby/val")

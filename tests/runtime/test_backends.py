@@ -1,0 +1,128 @@
+"""Engines: names, inputs, the numbers of the ONNX Runtime one against the numpy reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from runtime import machine
+from runtime.backends import BACKENDS, backend_class, open_engine
+from runtime.backends import ort as backend
+from runtime.bundle import Bundle
+from runtime.errors import IntvitError
+from tests.runtime.tiny import Spec, reference, rehash
+
+
+def test_unknown_backend_lists_near_matches() -> None:
+    with pytest.raises(IntvitError, match="unknown backend 'otr'") as caught:
+        backend_class("otr")
+    assert "ort" in caught.value.next
+    assert "ort" in caught.value.why
+
+
+def test_a_backend_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "absent", "runtime_of_nowhere:Engine")
+    with pytest.raises(IntvitError, match="not installed") as caught:
+        backend_class("absent")
+    assert "pip install" in caught.value.next
+
+
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_logits_are_the_reference(tiny_bundle: Path, twin: bool, batch: int) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    images = bundle.golden().images[:batch]
+    engine = open_engine(bundle, threads=1, twin=twin)
+    wanted, _ = reference(Spec(), images, quantize=not twin)
+    assert engine.input_shape == (3, 8, 8) and engine.num_classes == 10
+    np.testing.assert_allclose(engine.run(images), wanted, rtol=1e-4, atol=1e-5)
+    about = engine.describe()
+    assert about["threads"] == 1 and about["backend"] == "ort" and about["compiled"] == ""
+    engine.close()
+    with pytest.raises(IntvitError, match="closed"):
+        engine.run(images)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 3, 8, 8), np.float64),
+        np.zeros((3, 8, 8), np.float32),
+        np.zeros((1, 3, 8, 9), np.float32),
+        np.zeros((0, 3, 8, 8), np.float32),
+    ],
+)
+def test_wrong_input_says_what_it_got(tiny_bundle: Path, images: np.ndarray) -> None:
+    engine = open_engine(Bundle.open(tiny_bundle), threads=1)
+    with pytest.raises(IntvitError, match="wrong input") as caught:
+        engine.run(images)
+    assert str(images.shape) in caught.value.why and str(images.dtype) in caught.value.why
+
+
+def test_a_strided_array_is_taken(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    engine, images = open_engine(bundle, threads=1), bundle.golden().images
+    np.testing.assert_array_equal(engine.run(images[::2]), engine.run(images[::2].copy()))
+
+
+def test_a_graph_that_does_not_load(bundle_copy: Path) -> None:
+    model = onnx.load(bundle_copy / "ort/model.onnx")
+    model.graph.node[3].op_type = "NoSuchOperator"
+    onnx.save(model, bundle_copy / "ort/model.onnx")
+    rehash(bundle_copy)
+    with pytest.raises(IntvitError, match="cannot load the graph") as caught:
+        open_engine(Bundle.open(bundle_copy))
+    assert "ort/model.onnx" in caught.value.where and "NoSuchOperator" in caught.value.why
+
+
+def test_other_inputs_are_refused(bundle_copy: Path) -> None:
+    rehash(bundle_copy, input_name="pictures")
+    with pytest.raises(IntvitError, match="other inputs or outputs"):
+        open_engine(Bundle.open(bundle_copy))
+
+
+def test_other_outputs_are_refused(bundle_copy: Path) -> None:
+    rehash(bundle_copy, num_classes=11)
+    with pytest.raises(IntvitError, match="other outputs"):
+        open_engine(Bundle.open(bundle_copy)).run(np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_weights_in_another_file_are_refused(bundle_copy: Path) -> None:
+    path = bundle_copy / "ort/model.onnx"
+    onnx.save(
+        onnx.load(path),
+        path,
+        save_as_external_data=True,
+        location="outside.bin",
+        size_threshold=0,
+        convert_attribute=False,
+    )
+    rehash(bundle_copy)
+    with pytest.raises(IntvitError, match="not verified"):
+        open_engine(Bundle.open(bundle_copy))
+
+
+def test_the_key_follows_everything_that_decides_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(graph: str = "a") -> str:
+        return backend.compile_key(backend.compile_inputs(graph))
+
+    base = key()
+    assert key() == base != key("b")
+    monkeypatch.setattr(machine, "integer_flags", lambda: ["avx2"])
+    other_cpu = key()
+    monkeypatch.setattr(machine, "saturating_u8s8", lambda: True)
+    other_options = key()
+    monkeypatch.setattr(backend.ort, "__version__", "0.0")
+    assert len({base, other_cpu, other_options, key()}) == 4
+
+
+def test_exact_kernels_where_products_saturate(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    images = bundle.golden().images
+    plain = open_engine(bundle, threads=1).run(images)
+    monkeypatch.setattr(machine, "saturating_u8s8", lambda: True)
+    assert backend.graph_options() == {"session.x64quantprecision": "1"}
+    np.testing.assert_allclose(open_engine(bundle, threads=1).run(images), plain, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,115 @@
+"""Compiled engines: same bits, used only where they belong, rebuilt when anything differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import cli, machine
+from runtime import compile as verb
+from runtime.backends.ort import OrtEngine, compile_key
+from runtime.bundle import Bundle
+from runtime.compile import compile_bundle
+from runtime.errors import IntvitError
+from runtime.parity import check
+from tests.runtime.tiny import Spec, make_bundle, rehash
+
+
+def test_both_paths_give_the_same_bits(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    images = np.random.default_rng(5).normal(size=(16, 3, 8, 8)).astype(np.float32)
+    plain = OrtEngine.open(bundle, threads=2)
+    assert plain.describe()["compiled"] == ""
+    wanted = plain.run(images)
+    done = compile_bundle(bundle)
+    assert done.built and done.execution.as_expected
+    compiled = OrtEngine.open(Bundle.open(bundle_copy), threads=2)
+    assert compiled.describe()["compiled"] == done.record.key
+    np.testing.assert_array_equal(compiled.run(images), wanted)
+    assert check(Bundle.open(bundle_copy)).ok
+
+
+def test_nothing_to_do_the_second_time_unless_forced(bundle_copy: Path) -> None:
+    first = compile_bundle(Bundle.open(bundle_copy))
+    again = compile_bundle(Bundle.open(bundle_copy))
+    assert not again.built and again.record == first.record
+    forced = compile_bundle(Bundle.open(bundle_copy), force=True)
+    assert forced.built and forced.reason == "--force"
+    Bundle.open(bundle_copy)
+
+
+def test_another_machine_does_not_use_it_and_says_why_it_builds(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compile_bundle(Bundle.open(bundle_copy))
+    monkeypatch.setattr(machine, "integer_flags", lambda: ["avx2"])
+    bundle = Bundle.open(bundle_copy)
+    assert OrtEngine.open(bundle).describe()["compiled"] == ""
+    second = compile_bundle(bundle)
+    assert second.built and "cpu_flags" in second.reason and "['avx2']" in second.reason
+    assert [record.key for record in Bundle.open(bundle_copy).engines] == [second.record.key]
+    assert not (bundle_copy / "engines" / f"ort-{first.record.key}").exists()
+
+
+def test_another_graph_rebuilds(bundle_copy: Path, tmp_path: Path) -> None:
+    compile_bundle(Bundle.open(bundle_copy))
+    other = make_bundle(tmp_path / "other", Spec(seed=3))
+    for name in ("ort/model.onnx", "golden/golden.safetensors"):
+        (bundle_copy / name).write_bytes((other / name).read_bytes())
+    rehash(bundle_copy)
+    assert OrtEngine.open(Bundle.open(bundle_copy)).describe()["compiled"] == ""
+    assert "graph_sha256" in compile_bundle(Bundle.open(bundle_copy)).reason
+
+
+def test_an_engine_that_computes_other_numbers_is_not_kept(bundle_copy: Path, tmp_path: Path) -> None:
+    other = (make_bundle(tmp_path / "other", Spec(seed=3)) / "ort/model.onnx").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verb, "optimized_bytes", lambda graph, where: other)
+        with pytest.raises(IntvitError, match="other numbers"):
+            compile_bundle(Bundle.open(bundle_copy))
+    assert not (bundle_copy / "engines").exists()
+
+
+def test_a_cut_in_the_middle_leaves_a_bundle_that_opens(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_bundle(Bundle.open(bundle_copy))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb, "save_registry", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compile_bundle(Bundle.open(bundle_copy), force=True)
+    monkeypatch.undo()
+    assert Bundle.open(bundle_copy).engines == ()
+    assert compile_bundle(Bundle.open(bundle_copy)).built
+    assert len(Bundle.open(bundle_copy).engines) == 1
+
+
+def test_a_full_temporary_disk(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(IntvitError, match="disk is full") as caught:
+        compile_bundle(Bundle.open(bundle_copy))
+    assert "TMPDIR" in caught.value.next
+
+
+def test_the_command(bundle_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "ort"]) == 0
+    said = capfd.readouterr().out
+    assert "4 integer kernels for 4 integer layers" in said and "WARNING" not in said
+    assert cli.invoke(verb.main, [str(bundle_copy)]) == 0
+    assert "up to date" in capfd.readouterr().out
+    assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "ORT"]) == 1
+
+
+def test_a_layer_without_a_kernel_is_a_loud_warning(bundle_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    layers = Bundle.open(bundle_copy).manifest.layers
+    rehash(bundle_copy, layers=[*layers, layers[0].model_copy(update={"name": "ghost"})])
+    assert cli.invoke(verb.main, [str(bundle_copy)]) == 0
+    assert "WARNING: 5 layers should run as integer, found 4" in capfd.readouterr().out
+
+
+def test_the_key_is_short_hex() -> None:
+    key = compile_key({"a": 1})
+    assert len(key) == 16 and int(key, 16) >= 0

@@ -1,0 +1,113 @@
+"""Preprocessing against timm's own evaluation transform, and pictures that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from runtime.errors import IntvitError
+from runtime.images import load_image, preprocess, resized_size
+from runtime.manifest import Preprocess
+
+
+def _rule(
+    height: int, width: int, crop: float, interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+) -> Preprocess:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return Preprocess(height=height, width=width, crop_pct=crop, interpolation=interpolation, mean=mean, std=std)
+
+
+def _picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(width * 1000 + height)
+    coarse = rng.integers(0, 256, (max(2, height // 7), max(2, width // 7), 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def _timm(picture: Image.Image, rule: Preprocess) -> np.ndarray:
+    from timm.data import create_transform
+
+    transform = create_transform(
+        (3, rule.height, rule.width),
+        is_training=False,
+        interpolation=rule.interpolation,
+        mean=rule.mean,
+        std=rule.std,
+        crop_pct=rule.crop_pct,
+    )
+    return np.asarray(transform(picture.convert("RGB")))
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.sampled_from([(64, 64), (56, 56), (33, 33), (48, 64)]),
+    st.sampled_from([0.875, 0.9, 0.95, 1.0]),
+    st.sampled_from(["nearest", "bilinear", "bicubic"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_exactly_timm(
+    width: int, height: int, side: tuple[int, int], crop: float, how: Literal["nearest", "bilinear", "bicubic"]
+) -> None:
+    rule = _rule(*side, crop, how)
+    picture = _picture(width, height)
+    if max(picture.size) > 40 * min(picture.size):
+        picture = picture.resize((50, 60))
+    found = preprocess(picture, rule)
+    assert found.dtype == np.float32 and found.shape == (3, *side) and found.flags.c_contiguous
+    np.testing.assert_allclose(found, _timm(picture, rule), rtol=0, atol=2e-7)
+
+
+def test_real_size_and_other_modes() -> None:
+    rule = _rule(224, 224, 0.9)
+    for mode in ("RGB", "L", "CMYK", "P", "RGBA", "1"):
+        picture = _picture(500, 375, mode)
+        np.testing.assert_allclose(preprocess(picture, rule), _timm(picture, rule), rtol=0, atol=2e-7)
+
+
+def test_sizes_by_hand() -> None:
+    rule = _rule(224, 224, 0.9)  # floor(224 / 0.9) = 248
+    assert resized_size(500, 375, rule) == (330, 248)  # int(248 * 500 / 375) = 330
+    assert resized_size(375, 500, rule) == (248, 330)
+    assert resized_size(248, 248, rule) == (248, 248)
+
+
+def test_files(tmp_path: Path) -> None:
+    rule = _rule(8, 8, 1.0)
+    picture = _picture(20, 30)
+    picture.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", rule), preprocess(picture, rule))
+    picture.save(tmp_path / "a.jpg")
+    assert load_image(tmp_path / "a.jpg", rule).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated png", "truncated jpg", "gif", "missing", "folder"])
+def test_no_picture_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("a.png" if "png" in kind else "a.jpg")
+    picture = _picture(100, 80)
+    if kind == "text":
+        path.write_text("no picture")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind.startswith("truncated"):
+        picture.save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "gif":
+        picture.save(path, format="GIF")
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(IntvitError, match="cannot read the image") as caught:
+        load_image(path, _rule(8, 8, 1.0))
+    assert caught.value.where == str(path) and caught.value.why
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(IntvitError, match="cannot read the image"):
+        load_image(tmp_path / "a.png", _rule(8, 8, 1.0))

@@ -1,0 +1,223 @@
+"""``python -m toolchain.build --model deit_s --bits w4a8``: a timm model in, a verified bundle out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from calib.errors import IntvitError as CalibError
+from calib.models import load
+from calib.recipes import DEFAULT_METHOD, REAL, recipe
+from calib.scheme import parse, require_buildable
+from calib.calibrated import CalibratedModel
+from runtime import cli
+from runtime.bundle import Bundle, write_manifest
+from runtime.dataset import load_folder
+from runtime.classes import Classes
+from runtime.errors import IntvitError
+from runtime.files import write_error
+from runtime.manifest import MANIFEST, Manifest
+from toolchain.bundle import Origin, make_manifest
+from toolchain.evaluate import measure
+from toolchain.lowering import TARGETS
+from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
+from toolchain.stages import StageStore, default_store
+
+DEFAULT_IMAGES = 32
+
+
+def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, force: bool, console: Console) -> Bundle:
+    """Run every stage of ``job`` and put the bundle at ``out``.
+
+    Raises:
+        IntvitError: whatever a stage raises; ``out`` is then what it was before.
+    """
+    check_out(out, f"{job.loaded.spec.name}-{job.scheme}", force)
+    images = images_stage(job, store)
+    _tell(console, "images", images.reused, images.folder)
+    calibrated = calibrate_stage(job, store, images)
+    _tell(console, "calibration", calibrated.reused, calibrated.folder)
+    lowered = lower_stage(job, store, images, calibrated)
+    _tell(console, "graphs", lowered.reused, lowered.folder)
+    model = CalibratedModel.load(calibrated.folder)
+    origin = Origin(
+        weights=job.loaded.weights,
+        digest=job.loaded.digest,
+        method=job.recipe.method,
+        images=job.images,
+        seed=job.seed,
+        data_free=job.recipe.data_free,
+        stages={"images": images.key, "calibrate": calibrated.key, "lower": lowered.key},
+    )
+    return _assemble(model, origin, job.targets, lowered.folder, out, evaluate_on)
+
+
+def check_out(out: Path, name: str, force: bool) -> None:
+    """Refuse an output path that holds something else.
+
+    Raises:
+        IntvitError: a file, a folder that is no bundle, or (without ``force``) the bundle of something else.
+    """
+    if not out.exists():
+        return
+    hint = "choose another --out"
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        raise IntvitError("the output path holds something that is no bundle", where=str(out), next=hint)
+    try:
+        held = Manifest.model_validate_json((out / MANIFEST).read_bytes()).name if any(out.iterdir()) else name
+    except (OSError, ValueError):
+        held = "a damaged bundle"
+    if held != name and not force:
+        raise IntvitError(
+            "the output path holds another bundle", where=str(out), why=f"it is {held}", next=f"{hint}, or add --force"
+        )
+
+
+def _assemble(
+    model: CalibratedModel, origin: Origin, targets: list[str], lowered: Path, out: Path, evaluate_on: Path | None
+) -> Bundle:
+    """Copy the lowered files beside a manifest, measure, and give the whole its final name in one rename."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise write_error(out, error) from error
+    try:
+        shutil.copytree(lowered, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json"))
+        partial.chmod(0o755)
+        manifest = make_manifest(model, origin, targets, partial)
+        write_manifest(partial, manifest)
+        if evaluate_on is not None:
+            reported = measure(Bundle.open(partial), model, evaluate_on)
+            write_manifest(partial, manifest.model_copy(update={"reported": reported}))
+        _replace(partial, out)
+    except OSError as error:
+        raise write_error(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Bundle.open(out)
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Rename ``partial`` to ``out``; an older bundle there is moved aside first and removed last."""
+    aside = out.with_name(f".{out.name}.old-{os.getpid()}")
+    if out.exists():
+        os.replace(out, aside)
+    try:
+        os.replace(partial, out)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _tell(console: Console, what: str, reused: bool, folder: Path) -> None:
+    console.print(f"{what}: {'reused' if reused else 'made'} {folder.name}", highlight=False, markup=False)
+
+
+def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> None:
+    manifest = bundle.manifest
+    size = {entry.role: entry.bytes / 1e6 for entry in manifest.files}
+    console.print(f"\n{manifest.name} -> {out}", highlight=False, markup=False)
+    if manifest.weights == "random":
+        console.print("RANDOM WEIGHTS: LATENCY MEANS SOMETHING, ACCURACY MEANS NOTHING", style="bold red")
+    source = "no real image read" if manifest.data_free else "REAL IMAGES WERE READ FOR CALIBRATION"
+    console.print(f"{manifest.method}, {manifest.images} images, seed {manifest.seed}: {source}", highlight=False)
+    console.print(f"graph {size['graph']:.1f} MB, float32 twin {size['float_twin']:.1f} MB", highlight=False)
+    if (reported := manifest.reported):
+        console.print(
+            f"top-1 on {reported['images']} pictures: float32 {reported['float_top1']:.2f}, "
+            f"fake-quant {reported['fake_quant_top1']:.2f}, engine {reported['engine_top1']:.2f} "
+            f"(standard error of the difference {reported['stderr']:.2f})",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"{seconds:.0f} s. Next: python -m runtime.bench {out}", highlight=False, markup=False)
+
+
+def _device(choice: str) -> str:
+    if choice not in ("auto", "cpu", "cuda"):
+        raise IntvitError(f"unknown device {choice!r}", where="--device", next="auto, cpu or cuda")
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise IntvitError("torch sees no CUDA device", where="--device cuda", next="--device cpu, or see runtime.doctor")
+    return "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _targets(chosen: list[str] | None) -> list[str]:
+    targets = sorted(set(chosen or TARGETS))
+    if unknown := [target for target in targets if target not in TARGETS]:
+        raise IntvitError(f"unknown target {unknown[0]!r}", where="--target", next="known: " + ", ".join(TARGETS))
+    return targets
+
+
+def main(
+    model: Annotated[str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")],
+    bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, ...")],
+    method: Annotated[str, typer.Option("--method", help="Where calibration images come from.")] = DEFAULT_METHOD,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many calibration images.")] = DEFAULT_IMAGES,
+    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Synthesis steps; default: the method's.")] = None,
+    checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Weights: a .safetensors, .pt or .pth file, or 'random'.")] = None,
+    calib_data: Annotated[Path | None, typer.Option("--calib-data", help="Folder of real images, for --method real.")] = None,
+    eval_data: Annotated[Path | None, typer.Option("--eval", help="Labelled folder DIR/<class>/*.jpg; only measured on.")] = None,
+    target: Annotated[list[str] | None, typer.Option("--target", help="Which dialects to write; default: all.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda: where images are synthesised.")] = "auto",
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same bytes.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="The bundle; default build/<model>-<bits>.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Where stages are kept; default ~/.cache/intvit.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Do every stage again and replace what is at --out.")] = False,
+    debug: cli.DebugOption = False,
+) -> None:
+    """Quantize a Vision Transformer without data and write a bundle of real integer graphs."""
+    started = time.monotonic()
+    console = Console()
+    try:
+        job = _job(model, bits, method, images, iterations, checkpoint, calib_data, target, device, seed)
+        if eval_data is not None:
+            spec = job.loaded.spec
+            load_folder(eval_data, Classes(tuple(spec.class_ids), tuple(spec.class_names)))
+        path = out or Path("build") / f"{model}-{job.scheme}"
+        bundle = build(job, path, StageStore(cache or default_store(), force), eval_data, force, console)
+    except CalibError as error:
+        raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error
+    _summary(bundle, path, time.monotonic() - started, console)
+
+
+def _job(
+    model: str,
+    bits: str,
+    method: str,
+    images: int,
+    iterations: int | None,
+    checkpoint: str | None,
+    calib_data: Path | None,
+    target: list[str] | None,
+    device: str,
+    seed: int,
+) -> Job:
+    """Check every option before any work is done."""
+    scheme = parse(bits)
+    require_buildable(scheme)
+    chosen = recipe(method)
+    if (method == REAL) != (calib_data is not None):
+        raise IntvitError(
+            "--method real and --calib-data go together",
+            where="--calib-data",
+            why="real images are read for comparison only, and only when asked for by both",
+            next="give both, or neither for a data-free build",
+        )
+    targets, where = _targets(target), _device(device)
+    loaded = load(model, checkpoint, seed)
+    return Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets)
+
+
+if __name__ == "__main__":
+    cli.run(main)

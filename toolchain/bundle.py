@@ -1,0 +1,182 @@
+"""Write the bundle: graphs, golden vectors, classes, preview and the manifest that ties them together."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import onnxruntime
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from calib.calibrated import CalibratedModel
+from calib.preview import contact_sheet
+from calib.quant.families import sites
+from calib.quant.quantizer import levels
+from runtime.bundle import entry_for
+from runtime.files import atomic_write_json
+from runtime.manifest import FileEntry, Layer, Manifest, Preprocess, Tap
+from toolchain.graph.layers import tap_tensor
+from toolchain.lowering import CANONICAL, FLOAT, graph_path
+
+GOLDEN, CLASSES, PREVIEW = "golden/golden.safetensors", "classes.json", "preview.png"
+GOLDEN_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a bundle was made from, for its manifest."""
+
+    weights: str
+    digest: str
+    method: str
+    images: int
+    seed: int
+    data_free: bool
+    stages: dict[str, str]
+
+
+@torch.no_grad()
+def write_golden(model: CalibratedModel, original: nn.Module, images: Tensor, path: Path) -> None:
+    """The reference vectors of up to 8 normalised images (B, 3, H, W): logits and the integers at every quantizer."""
+    chosen = images[:GOLDEN_IMAGES].contiguous()
+    tensors = {
+        "images": chosen,
+        "logits": model.logits(chosen),
+        "float_logits": original(chosen),
+        **{f"tap/{name}": value for name, value in model.taps(chosen).items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, path)
+
+
+def write_side_files(model: CalibratedModel, pixels: Tensor, folder: Path) -> None:
+    """classes.json, and preview.png of the calibration images (B, 3, H, W) in [0, 1]."""
+    ids, names = list(model.spec.class_ids), list(model.spec.class_names)
+    atomic_write_json(folder / CLASSES, {"ids": ids, "names": names})
+    contact_sheet(pixels, folder / PREVIEW)
+
+
+def make_manifest(model: CalibratedModel, origin: Origin, targets: list[str], folder: Path) -> Manifest:
+    """The manifest of the files that lie in ``folder`` now."""
+    spec = model.spec
+    entries: list[FileEntry] = [
+        entry_for(folder, CANONICAL, "canonical"),
+        *(entry_for(folder, graph_path(target), "graph", target) for target in targets),
+        entry_for(folder, FLOAT, "float_twin"),
+        entry_for(folder, GOLDEN, "golden"),
+        entry_for(folder, CLASSES, "classes"),
+        entry_for(folder, PREVIEW, "preview"),
+    ]
+    return Manifest(
+        name=f"{spec.name}-{model.scheme}",
+        model=spec.name,
+        timm_tag=spec.tag,
+        scheme=str(model.scheme),
+        weights=cast(Literal["checkpoint", "hub", "packaged", "random"], origin.weights),
+        num_classes=spec.num_classes,
+        preprocess=Preprocess(
+            height=spec.input_size[1],
+            width=spec.input_size[2],
+            crop_pct=spec.crop_pct,
+            interpolation=cast(Literal["nearest", "bilinear", "bicubic"], spec.interpolation),
+            mean=spec.mean,
+            std=spec.std,
+        ),
+        taps=_taps(model),
+        layers=_layers(model),
+        method=origin.method,
+        images=origin.images,
+        seed=origin.seed,
+        data_free=origin.data_free,
+        provenance={
+            "weights_sha256": origin.digest,
+            "stages": origin.stages,
+            "versions": versions(),
+            "calibration": model.report,
+        },
+        files=entries,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the bundle's bytes."""
+    return {
+        "intvit": _version("intvit"),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "onnx-ir": _version("onnx-ir"),
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": _version("numpy"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _taps(model: CalibratedModel) -> list[Tap]:
+    out = []
+    for name, layer in model.layers().items():
+        if layer.in_quant is not None:
+            low, high = levels(layer.act_bits)
+            scale, zero_point = float(layer.in_quant.scale), int(layer.in_quant.zero_point)
+            out.append(
+                Tap(
+                    name=name,
+                    tensor=tap_tensor(name),
+                    golden=f"tap/{name}",
+                    scale=scale,
+                    zero_point=zero_point,
+                    qmin=low,
+                    qmax=high,
+                )
+            )
+    return out
+
+
+def _layers(model: CalibratedModel) -> list[Layer]:
+    rows = count_rows(model)
+    out = []
+    for site in sites(model.module):
+        layer = model.layers()[site.name]
+        stored = "INT4, two a byte" if layer.weight_bits <= 4 else "INT8"
+        out.append(
+            Layer(
+                name=site.name,
+                kind=site.kind,
+                macs=rows[site.name] * layer.in_features * layer.out_features,
+                weight_bits=layer.weight_bits,
+                activation_bits=layer.act_bits,
+                stored_as=stored,
+                tensor=f"{site.name}/MatMul",
+            )
+        )
+    return out
+
+
+@torch.no_grad()
+def count_rows(model: CalibratedModel) -> dict[str, int]:
+    """How many rows each linear layer multiplies per image, read from one forward pass."""
+    found: dict[str, int] = {}
+
+    def read(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            found[name] = out.numel() // module.out_features  # type: ignore[operator]
+
+        return hook
+
+    hooks = [layer.register_forward_hook(read(name)) for name, layer in model.layers().items()]
+    try:
+        model.module(torch.zeros((1, *model.spec.input_size)))
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found

@@ -1,0 +1,44 @@
+"""Accuracy of all three forms on one labelled folder: float twin and engine through the runtime, fake-quant in torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calib.calibrated import CalibratedModel
+from calib.quant.surgery import set_quantized
+from runtime.accuracy import evaluate, paired_stderr, percent, predict
+from runtime.bundle import Bundle
+from runtime.dataset import load_folder
+
+
+@torch.no_grad()
+def measure(bundle: Bundle, model: CalibratedModel, data: Path) -> dict[str, Any]:
+    """Top-1 in percent of the float twin, the fake-quantized model and the engine on ``data``, with standard errors.
+
+    Raises:
+        IntvitError: whatever the runtime's accuracy raises.
+    """
+    result = evaluate(bundle, data)
+    set_quantized(model.module, True)
+
+    def fake_quant(images: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = model.module(torch.from_numpy(images)).numpy()
+        return logits
+
+    samples = load_folder(data, bundle.classes())
+    (mine,), labels, _, _ = predict([fake_quant], samples, bundle.manifest.preprocess, label="fake-quant accuracy")
+    hits = mine.hits(labels, 1)
+    return {
+        "images": result.images,
+        "float_top1": result.baseline_top1,
+        "fake_quant_top1": percent(hits),
+        "engine_top1": result.top1,
+        "engine_top5": result.top5,
+        "agreement": result.agreement,
+        "stderr": result.stderr,
+        "fake_quant_stderr": paired_stderr(hits, result.baseline.hits(result.labels, 1)),
+    }

@@ -1,0 +1,147 @@
+"""Whole networks: the same walk emits the integer graph and its float32 twin."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
+
+from calib.calibrated import CalibratedModel
+from calib.models import ModelSpec
+from calib.quant.surgery import prepare
+from calib.scheme import Scheme
+from toolchain.graph.builder import Builder
+from toolchain.graph.layers import array, attention, layer_norm, linear, mlp, patch_embed, reshape, transpose
+
+INPUT, OUTPUT = "images", "logits"
+
+
+def canonical_graph(model: CalibratedModel) -> ir.Model:
+    """The canonical QDQ graph of a calibrated model: images (batch, 3, H, W) float32 to logits (batch, classes)."""
+    return _emit(model.module, model.spec, quantized=True)
+
+
+def float_graph(model: nn.Module, spec: ModelSpec) -> ir.Model:
+    """The float32 twin of the original timm network, with the same fused nodes and nothing quantized."""
+    return _emit(prepare(model, Scheme(8, 8)), spec, quantized=False)
+
+
+@torch.no_grad()
+def _emit(model: nn.Module, spec: ModelSpec, quantized: bool) -> ir.Model:
+    name = spec.tag + ("" if quantized else ".float32")
+    b = Builder(name, INPUT, spec.input_size)
+    x = patch_embed(b, "patch_embed.proj", model.patch_embed.proj, b.input, spec.input_size, quantized)
+    if isinstance(model, SwinTransformer):
+        pooled, head_name, head = _swin(b, model, x, quantized)
+    else:
+        pooled, head_name, head = _vit(b, model, x, quantized)
+    logits = linear(b, head_name, head, pooled, quantized)
+    b.scope = "output"
+    return b.finish(reshape(b, logits, [-1, spec.num_classes]), OUTPUT, spec.num_classes)
+
+
+def _vit(b: Builder, model: nn.Module, x: ir.Value, quantized: bool) -> tuple[ir.Value, str, nn.Module]:
+    prefix = model.num_prefix_tokens
+    tokens = model.patch_embed.num_patches + prefix
+    b.scope = "pos_embed"
+    if prefix:
+        x = b.op("Pad", [x, b.ints([0, prefix, 0, 0, 0, 0])])
+    x = b.op("Add", [x, b.const("pos_embed", array(_token_table(model))[None])])
+    x = layer_norm(b, "norm_pre", model.norm_pre, x)
+    for i, block in enumerate(model.blocks):
+        name = f"blocks.{i}"
+        mixed = attention(
+            b, f"{name}.attn", block.attn, layer_norm(b, f"{name}.norm1", block.norm1, x), tokens, quantized
+        )
+        b.scope = name
+        x = b.op("Add", [x, mixed])
+        fed = mlp(b, f"{name}.mlp", block.mlp, layer_norm(b, f"{name}.norm2", block.norm2, x), quantized)
+        b.scope = name
+        x = b.op("Add", [x, fed])
+    b.scope = "pool"
+    if model.global_pool == "token":
+        x = b.op("Slice", [x, b.ints([0]), b.ints([1]), b.ints([1])])
+        x = layer_norm(b, "norm", model.norm, x)
+    else:
+        x = layer_norm(b, "norm", model.norm, x)
+        b.scope = "pool"
+        if prefix:
+            x = b.op("Slice", [x, b.ints([prefix]), b.ints([tokens]), b.ints([1])])
+        x = b.op("ReduceMean", [x, b.ints([1])], {"keepdims": 1})
+    return layer_norm(b, "fc_norm", model.fc_norm, x), "head", model.head
+
+
+def _token_table(model: nn.Module) -> torch.Tensor:
+    """What is added to the patches padded with zero rows in front: class and register tokens, positions. (T, C)"""
+    parts = [token[0] for token in (model.cls_token, model.reg_token) if token is not None]
+    position = model.pos_embed[0]
+    if not parts:
+        return position
+    front = torch.cat(parts)
+    if model.no_embed_class:
+        return torch.cat([front, position])
+    rows = front.shape[0]
+    return torch.cat([front + position[:rows], position[rows:]])
+
+
+def _swin(b: Builder, model: nn.Module, x: ir.Value, quantized: bool) -> tuple[ir.Value, str, nn.Module]:
+    x = layer_norm(b, "patch_embed.norm", model.patch_embed.norm, x)
+    side: tuple[int, int] = tuple(model.patch_embed.grid_size)
+    for i, stage in enumerate(model.layers):
+        if not isinstance(stage.downsample, nn.Identity):
+            x, side = _merge(b, f"layers.{i}.downsample", stage.downsample, x, side, quantized)
+        for j, block in enumerate(stage.blocks):
+            x = _swin_block(b, f"layers.{i}.blocks.{j}", block, x, side, quantized)
+    x = layer_norm(b, "norm", model.norm, x)
+    b.scope = "pool"
+    return b.op("ReduceMean", [x, b.ints([1])], {"keepdims": 1}), "head.fc", model.head.fc
+
+
+def _merge(
+    b: Builder, name: str, merge: nn.Module, x: ir.Value, side: tuple[int, int], quantized: bool
+) -> tuple[ir.Value, tuple[int, int]]:
+    rows, columns, width = side[0] // 2, side[1] // 2, merge.dim
+    b.scope = name
+    x = transpose(b, reshape(b, x, [-1, rows, 2, columns, 2, width]), [0, 1, 3, 4, 2, 5])
+    x = layer_norm(b, f"{name}.norm", merge.norm, reshape(b, x, [-1, rows * columns, 4 * width]))
+    return linear(b, f"{name}.reduction", merge.reduction, x, quantized), (rows, columns)
+
+
+def _swin_block(
+    b: Builder, name: str, block: nn.Module, x: ir.Value, side: tuple[int, int], quantized: bool
+) -> ir.Value:
+    (rows, columns), (wh, ww), shift, width = side, block.window_size, block.shift_size, block.dim
+    windows = (rows // wh) * (columns // ww)
+    y = layer_norm(b, f"{name}.norm1", block.norm1, x)
+    b.scope = name
+    y = reshape(b, y, [-1, rows, columns, width])
+    y = _roll(b, y, [shift[0], shift[1]], side)
+    y = transpose(b, reshape(b, y, [-1, rows // wh, wh, columns // ww, ww, width]), [0, 1, 3, 2, 4, 5])
+    y = reshape(b, y, [-1, wh * ww, width])
+    y = attention(b, f"{name}.attn", block.attn, y, wh * ww, quantized, _score_bias(block, windows))
+    b.scope = name
+    y = transpose(b, reshape(b, y, [-1, rows // wh, columns // ww, wh, ww, width]), [0, 1, 3, 2, 4, 5])
+    y = _roll(b, reshape(b, y, [-1, rows, columns, width]), [rows - shift[0], columns - shift[1]], side)
+    x = b.op("Add", [x, reshape(b, y, [-1, rows * columns, width])])
+    fed = mlp(b, f"{name}.mlp", block.mlp, layer_norm(b, f"{name}.norm2", block.norm2, x), quantized)
+    b.scope = name
+    return b.op("Add", [x, fed])
+
+
+def _score_bias(block: nn.Module, windows: int) -> tuple[np.ndarray, int]:
+    relative = array(block.attn._get_rel_pos_bias())
+    if block.attn_mask is None:
+        return relative, 1
+    return relative[:, None] + array(block.attn_mask)[None, :, None], windows
+
+
+def _roll(b: Builder, x: ir.Value, starts: list[int], side: tuple[int, int]) -> ir.Value:
+    """Rows and columns moved so that the one at ``starts`` comes first (torch.roll by -starts)."""
+    for axis, (start, length) in enumerate(zip(starts, side, strict=True), 1):
+        if start % length:
+            head = b.op("Slice", [x, b.ints([start]), b.ints([length]), b.ints([axis])])
+            tail = b.op("Slice", [x, b.ints([0]), b.ints([start]), b.ints([axis])])
+            x = b.op("Concat", [head, tail], {"axis": axis})
+    return x

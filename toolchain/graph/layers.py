@@ -1,0 +1,145 @@
+"""Linear layers, LayerNorm and attention as graph nodes; the quantized form is canonical QDQ.
+
+Canonical means: opset 21, one float dtype, QuantizeLinear and DequantizeLinear with zero point 0, weights [K, N] with one
+scale per output channel (axis 1), 4-bit weights as INT4 initializers, bias as (1, 1, N). A zero point that calibration
+chose is a shift here: ``Sub`` before the quantizer and ``W c`` in the bias (docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor, nn
+
+from calib.quant.linear import QuantLinear
+from calib.quant.quantizer import levels
+from toolchain.graph.builder import Builder
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """A float32 numpy copy."""
+    return tensor.detach().cpu().float().numpy()
+
+
+def tap_tensor(site: str) -> str:
+    """Name of the integer tensor that the quantizer of layer ``site`` makes."""
+    return f"{site}.input_q"
+
+
+def linear(b: Builder, site: str, layer: QuantLinear, x: ir.Value, quantized: bool) -> ir.Value:
+    """(batch, T, K) to (batch, T, N): MatMul and Add, with Q/DQ on both operands where ``quantized``."""
+    b.scope = site
+    if layer.premul is not None:
+        x = b.op("Mul", [x, b.const(f"{site}.premul", array(layer.premul))])
+    bias = array(layer.bias)
+    if not quantized:
+        weight = b.const(f"{site}.weight", array(layer.weight).T)
+        return b.op("Add", [b.op("MatMul", [x, weight]), b.const(f"{site}.bias", bias)])
+    if layer.in_quant is not None:
+        x, bias = _quantize_input(b, site, layer, x, bias)
+    weight = _weight(b, site, layer)
+    return b.op("Add", [b.op("MatMul", [x, weight]), b.const(f"{site}.bias", bias[None, None, :])])
+
+
+def _quantize_input(
+    b: Builder, site: str, layer: QuantLinear, x: ir.Value, bias: np.ndarray
+) -> tuple[ir.Value, np.ndarray]:
+    assert layer.in_quant is not None
+    scale = np.float32(layer.in_quant.scale.item())
+    zero_point = int(layer.in_quant.zero_point)
+    if zero_point:
+        shift = np.float32(-zero_point * scale)
+        x = b.op("Sub", [x, b.const(f"{site}.shift", shift)])
+        columns = layer.weight_q.double().sum(1) * layer.weight_scale.double()
+        bias = (layer.bias.double() + float(shift) * columns).float().numpy()
+    low, high = levels(layer.act_bits)
+    if layer.act_bits < 8:
+        bounds = [b.const(f"{site}.clip_{end}", np.float32(v * scale)) for end, v in (("low", low), ("high", high))]
+        x = b.op("Clip", [x, *bounds])
+    step, zero = b.const(f"{site}.input_scale", scale), b.const(f"{site}.input_zero", np.int8(0))
+    q = b.op("QuantizeLinear", [x, step, zero], output=tap_tensor(site), dtype=ir.DataType.INT8)
+    return b.op("DequantizeLinear", [q, step, zero]), bias
+
+
+def _weight(b: Builder, site: str, layer: QuantLinear) -> ir.Value:
+    values = layer.weight_q.cpu().numpy().T
+    if layer.weight_bits <= 4:
+        weight = b.const(f"{site}.weight_q", values.astype(ml_dtypes.int4))
+    else:
+        weight = b.const(f"{site}.weight_q", values)
+    scale = b.const(f"{site}.weight_scale", array(layer.weight_scale))
+    return b.op("DequantizeLinear", [weight, scale], {"axis": 1})
+
+
+def layer_norm(b: Builder, name: str, norm: nn.Module, x: ir.Value) -> ir.Value:
+    """LayerNormalization over the last axis; Identity passes through."""
+    if isinstance(norm, nn.Identity):
+        return x
+    b.scope = name
+    inputs = [x, b.const(f"{name}.weight", array(norm.weight)), b.const(f"{name}.bias", array(norm.bias))]
+    return b.op("LayerNormalization", inputs, {"axis": -1, "epsilon": float(norm.eps)})
+
+
+def reshape(b: Builder, x: ir.Value, shape: list[int]) -> ir.Value:
+    """Reshape; -1 stands for the batch axis (or batch times windows)."""
+    return b.op("Reshape", [x, b.ints(shape)])
+
+
+def transpose(b: Builder, x: ir.Value, perm: list[int]) -> ir.Value:
+    """Transpose by ``perm``."""
+    return b.op("Transpose", [x], {"perm": perm})
+
+
+def attention(
+    b: Builder,
+    name: str,
+    attn: nn.Module,
+    x: ir.Value,
+    tokens: int,
+    quantized: bool,
+    bias: tuple[np.ndarray, int] | None = None,
+) -> ir.Value:
+    """Multi-head attention on (R, tokens, C): fused qkv, float products, projection.
+
+    Args:
+        bias: what is added to the scores: ((1, H, T, T), 1), or ((1, W, H, T, T), W) where it differs by window.
+    """
+    heads, width = attn.num_heads, attn.qkv.out_features // 3
+    dim = width // heads
+    qkv = linear(b, f"{name}.qkv", attn.qkv, x, quantized)
+    b.scope = name
+    parts = transpose(b, reshape(b, qkv, [-1, tokens, 3, heads, dim]), [2, 0, 3, 1, 4])
+    split = b.op("Split", [parts], {"axis": 0, "num_outputs": 3}, outputs=3)
+    query, key, value = (b.op("Squeeze", [part, b.ints([0])]) for part in split)
+    scores = b.op("MatMul", [query, transpose(b, key, [0, 1, 3, 2])])
+    if bias is not None:
+        table, windows = bias
+        constant = b.const(f"{name}.score_bias", table)
+        if windows == 1:
+            scores = b.op("Add", [scores, constant])
+        else:
+            scores = b.op("Add", [reshape(b, scores, [-1, windows, heads, tokens, tokens]), constant])
+            scores = reshape(b, scores, [-1, heads, tokens, tokens])
+    mixed = b.op("MatMul", [b.op("Softmax", [scores], {"axis": -1}), value])
+    merged = reshape(b, transpose(b, mixed, [0, 2, 1, 3]), [-1, tokens, width])
+    return linear(b, f"{name}.proj", attn.proj, merged, quantized)
+
+
+def mlp(b: Builder, name: str, module: nn.Module, x: ir.Value, quantized: bool) -> ir.Value:
+    """fc1, exact GELU as one node, fc2."""
+    hidden = linear(b, f"{name}.fc1", module.fc1, x, quantized)
+    b.scope = name
+    hidden = b.op("Gelu", [hidden], {"approximate": "none"})
+    return linear(b, f"{name}.fc2", module.fc2, hidden, quantized)
+
+
+def patch_embed(b: Builder, site: str, layer: QuantLinear, images: ir.Value, size: tuple[int, int, int], quantized: bool) -> ir.Value:
+    """(batch, C, H, W) to (batch, patches, N): the convolution as a linear layer over flattened patches."""
+    channels, height, width = size
+    ph, pw = layer.patch  # type: ignore[attr-defined]
+    rows, columns = height // ph, width // pw
+    b.scope = site
+    grid = transpose(b, reshape(b, images, [-1, channels, rows, ph, columns, pw]), [0, 2, 4, 1, 3, 5])
+    flat = reshape(b, grid, [-1, rows * columns, channels * ph * pw])
+    return linear(b, site, layer, flat, quantized)

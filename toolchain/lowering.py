@@ -1,0 +1,70 @@
+"""From a calibrated model to ONNX files: the canonical graph, one dialect a target, and the float32 twin, all checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import nn
+
+from calib.calibrated import CalibratedModel
+from runtime.errors import IntvitError
+from toolchain.graph import canonical_graph, float_graph
+from toolchain.targets import ort
+
+TARGETS = {"ort": ort.lower}
+CANONICAL, FLOAT = "canonical/model.onnx", "float/model.onnx"
+TWIN_TOLERANCE = 1e-3
+
+
+def graph_path(target: str) -> str:
+    """Where a target's graph lies in the bundle."""
+    return f"{target}/model.onnx"
+
+
+def lower(model: CalibratedModel, original: nn.Module, targets: list[str], folder: Path) -> None:
+    """Write every graph of the bundle under ``folder``.
+
+    Raises:
+        IntvitError: a graph is not valid ONNX, or the float twin does not compute what the timm network computes.
+    """
+    canonical = canonical_graph(model)
+    _write(canonical, folder / CANONICAL)
+    for target in targets:
+        _write(TARGETS[target](canonical), folder / graph_path(target))
+    _write(float_graph(original, model.spec), folder / FLOAT)
+    _check_twin(folder / FLOAT, original, model.spec.input_size)
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise IntvitError(
+            "the graph is not valid ONNX",
+            where=path.name,
+            why=str(error).splitlines()[0],
+            next="please report it with the command that built the bundle",
+        ) from error
+
+
+@torch.no_grad()
+def _check_twin(path: Path, original: nn.Module, input_size: tuple[int, int, int]) -> None:
+    images = torch.rand((2, *input_size), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (made,) = session.run(None, {"images": images.numpy()})
+    wanted = original(images).numpy()
+    worst = float(np.abs(made - wanted).max() / max(float(np.abs(wanted).max()), 1e-12))
+    if not worst < TWIN_TOLERANCE:
+        raise IntvitError(
+            "the float32 graph does not compute what the timm network computes",
+            where="float twin",
+            why=f"largest relative difference of the logits {worst:.2e}, allowed {TWIN_TOLERANCE:.0e}",
+            next="please report it with the name of the model",
+        )

@@ -1,0 +1,6 @@
+"""Graph passes: one a file, each with what it requires, what it does and what it ensures."""
+
+from toolchain.passes.expand_int4 import ExpandInt4
+from toolchain.passes.shift_to_zero_point import ShiftToZeroPoint
+
+__all__ = ["ExpandInt4", "ShiftToZeroPoint"]

@@ -1,0 +1,43 @@
+"""INT4 weights stay 4-bit in the file and become INT8 when the model is loaded.
+
+ONNX Runtime has no integer kernel for INT4 weights with INT8 activations: DequantizeLinear on INT4 runs at every call,
+followed by a float MatMul. With a Cast to INT8 in between, both fold at load and the 8-bit kernel runs, exactly.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+class ExpandInt4(ir.passes.InPlacePass):
+    """DequantizeLinear(INT4 initializer) becomes DequantizeLinear(Cast(INT4 initializer -> INT8))."""
+
+    def requires(self, model: ir.Model) -> None:
+        """INT4 initializers feed DequantizeLinear and nothing else."""
+        for value in _int4(model):
+            for user, _ in value.uses():
+                if user.op_type != "DequantizeLinear":
+                    raise ir.passes.PreconditionError(f"INT4 tensor {value.name} feeds {user.op_type} {user.name}")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Insert one Cast per INT4 initializer."""
+        changed = False
+        for value in _int4(model):
+            for user in [use.node for use in value.uses()]:
+                wide = ir.Value(name=f"{value.name}.int8", shape=value.shape, type=ir.TensorType(ir.DataType.INT8))
+                to = ir.AttrInt64("to", ir.DataType.INT8.value)
+                cast = ir.Node("", "Cast", [value], [to], outputs=[wide], name=f"{value.name}/Cast")
+                user.prepend(cast)
+                user.replace_input_with(0, wide)
+                changed = True
+        return ir.passes.PassResult(model, changed)
+
+    def ensures(self, model: ir.Model) -> None:
+        """INT4 initializers feed Cast and nothing else."""
+        for value in _int4(model):
+            if any(use.node.op_type != "Cast" for use in value.uses()):
+                raise ir.passes.PostconditionError(f"INT4 tensor {value.name} is still dequantized directly")
+
+
+def _int4(model: ir.Model) -> list[ir.Value]:
+    return [value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT4]

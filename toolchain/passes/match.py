@@ -1,0 +1,37 @@
+"""Small questions about a graph that several passes ask."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array behind an initializer, or None."""
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The node that reads ``value`` if it is the only one and an ``op_type``."""
+    uses = value.uses()
+    if len(uses) != 1:
+        return None
+    node = uses[0].node
+    return node if node.op_type == op_type else None
+
+
+def set_constant(value: ir.Value, array: np.ndarray) -> None:
+    """Give an initializer other numbers (and their shape and type)."""
+    tensor = ir.tensor(np.array(array, order="C"), name=value.name)
+    value.const_value = tensor
+    value.shape = tensor.shape
+    value.type = ir.TensorType(tensor.dtype)
+
+
+def drop(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a node nobody reads, and the initializers nobody reads after it."""
+    inputs = list(node.inputs)
+    graph.remove(node, safe=True)
+    for value in inputs:
+        if value is not None and value.is_initializer() and not value.uses() and value.name in graph.initializers:
+            del graph.initializers[value.name]

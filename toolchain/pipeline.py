@@ -1,0 +1,199 @@
+"""The stages of a build, each with exactly what its result depends on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from calib.calibrate import calibrate
+from calib.calibrated import CalibratedModel
+from calib.models import LoadedModel
+from calib.real_images import list_images, load_images
+from calib.recipes import Recipe
+from calib.scheme import Scheme
+from calib.synthesis.engine import SyntheticSet, has_fast_bf16, synthesise
+from calib.synthesis.methods import NOISE
+from runtime.files import sha256_file
+from runtime.progress import task
+from toolchain.bundle import write_golden, write_side_files
+from toolchain.lowering import lower
+from toolchain.stages import StageResult, StageStore
+
+MODEL_CODE = ("calib/models.py", "calib/checkpoint.py", "calib/quant")
+SYNTHESIS_CODE = (*MODEL_CODE, "calib/synthesis", "calib/taps.py")
+CALIBRATE_CODE = (*MODEL_CODE, "calib/align", "calib/calibrate.py", "calib/calibrated.py", "calib/real_images.py")
+LOWER_CODE = (
+    *CALIBRATE_CODE,
+    "calib/preview.py",
+    "toolchain/graph",
+    "toolchain/passes",
+    "toolchain/targets",
+    "toolchain/lowering.py",
+    "toolchain/bundle.py",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One build: the network, its scheme, and where its images come from.
+
+    Attributes:
+        images: how many calibration images. iterations: of the synthesis, None = the method's own.
+        calib_data: folder of real images, for ``--method real`` only.
+    """
+
+    loaded: LoadedModel
+    scheme: Scheme
+    recipe: Recipe
+    images: int
+    iterations: int | None
+    calib_data: Path | None
+    seed: int
+    device: str
+    targets: list[str]
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What besides inputs and code decides the bytes of a computation."""
+    return {
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "device": device if device == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "bf16": has_fast_bf16(device.split(":")[0]),
+    }
+
+
+def images_stage(job: Job, store: StageStore) -> StageResult:
+    """images.safetensors: ``pixels`` (B, 3, H, W) float16 in [0, 1] and ``labels`` (B,); history.json."""
+    if job.recipe.synthesis is None:
+        return _real_stage(job, store)
+    config = replace(job.recipe.synthesis, images=job.images)
+    if job.iterations is not None and config.iterations:
+        config = replace(config, iterations=job.iterations)
+    spec = job.loaded.spec
+    inputs = {
+        "spec": asdict(spec),
+        "weights": job.loaded.digest,
+        "config": asdict(config),
+        "seed": job.seed,
+        "environment": environment(job.device),
+    }
+
+    def work(folder: Path, checkpoints: Path) -> None:
+        total = -(-config.images // config.batch) * max(config.iterations, 1)
+        with task(f"synthesis ({config.method})", total) as advance:
+            made = synthesise(
+                job.loaded.module, spec, config, job.seed, job.device, checkpoints, _stepper(advance)
+            )
+        save_images(made, folder)
+
+    return store.run("synthesise", inputs, SYNTHESIS_CODE, work)
+
+
+def save_images(made: SyntheticSet, folder: Path) -> None:
+    """Write a synthetic set as images.safetensors and history.json."""
+    save_file({"pixels": made.images.contiguous(), "labels": made.labels.contiguous()}, folder / "images.safetensors")
+    (folder / "history.json").write_text(json.dumps(made.history) + "\n", "utf-8")
+
+
+def _real_stage(job: Job, store: StageStore) -> StageResult:
+    assert job.calib_data is not None
+    paths = list_images(job.calib_data)
+    inputs = {
+        "spec": asdict(job.loaded.spec),
+        "images": job.images,
+        "files": [sha256_file(path) for path in paths],
+    }
+
+    def work(folder: Path, checkpoints: Path) -> None:
+        assert job.calib_data is not None
+        images = load_images(job.calib_data, job.loaded.spec, job.images)
+        pixels = job.loaded.spec.denormalise(images).clamp(0, 1)
+        save_images(SyntheticSet(pixels, torch.full((len(pixels),), -1)), folder)
+
+    return store.run("real-images", inputs, (*MODEL_CODE, "calib/real_images.py"), work)
+
+
+def read_images(stage: StageResult, job: Job) -> Tensor:
+    """The stage's images as the network's input: (B, 3, H, W) float32, normalised."""
+    return job.loaded.spec.normalise(read_pixels(stage))
+
+
+def read_pixels(stage: StageResult) -> Tensor:
+    """The stage's images as float32 pixels in [0, 1]."""
+    return load_file(stage.folder / "images.safetensors")["pixels"].float()
+
+
+def calibrate_stage(job: Job, store: StageStore, images: StageResult) -> StageResult:
+    """model.safetensors and model.json: the calibrated model."""
+    inputs = {
+        "spec": asdict(job.loaded.spec),
+        "weights": job.loaded.digest,
+        "scheme": str(job.scheme),
+        "images": images.key,
+        "config": asdict(job.recipe.align),
+        "seed": job.seed,
+        "environment": environment("cpu"),
+    }
+
+    def work(folder: Path, checkpoints: Path) -> None:
+        config = replace(job.recipe.align, seed=job.seed)
+        batch = read_images(images, job)
+        with task(f"calibration ({job.scheme})", 1_000) as advance:
+            step = _stepper(advance, 1_000)
+            made = calibrate(job.loaded.module.cpu(), job.loaded.spec, job.scheme, batch, config, step)
+        made.save(folder)
+
+    return store.run("calibrate", inputs, CALIBRATE_CODE, work)
+
+
+def lower_stage(job: Job, store: StageStore, images: StageResult, calibrated: StageResult) -> StageResult:
+    """Every file of the bundle but its manifest."""
+    inputs = {
+        "calibrated": calibrated.key,
+        "images": images.key,
+        "weights": job.loaded.digest,
+        "targets": job.targets,
+        "environment": environment("cpu"),
+    }
+
+    def work(folder: Path, checkpoints: Path) -> None:
+        model = CalibratedModel.load(calibrated.folder)
+        original = job.loaded.module.cpu()
+        lower(model, original, job.targets, folder)
+        write_golden(model, original, golden_images(job, images), folder / "golden/golden.safetensors")
+        write_side_files(model, read_pixels(images) if job.recipe.data_free else _noise(job), folder)
+
+    return store.run("lower", inputs, LOWER_CODE, work)
+
+
+def golden_images(job: Job, images: StageResult) -> Tensor:
+    """Up to 8 images for the golden vectors: synthetic ones, or noise where the calibration images are somebody's."""
+    pixels = read_pixels(images) if job.recipe.data_free else _noise(job)
+    return job.loaded.spec.normalise(pixels[:8])
+
+
+def _noise(job: Job) -> Tensor:
+    config = replace(NOISE, images=8)
+    return synthesise(job.loaded.module, job.loaded.spec, config, job.seed).images.float()
+
+
+def _stepper(advance: Any, scale: int | None = None) -> Any:
+    """A (done, total, note) callback on top of one that takes increments."""
+    last = 0
+
+    def report(done: int, total: int, note: str) -> None:
+        nonlocal last
+        now = done if scale is None else done * scale // max(total, 1)
+        advance(now - last, note)
+        last = now
+
+    return report

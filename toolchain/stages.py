@@ -1,0 +1,128 @@
+"""Content-addressed stages: the same inputs, configuration and code give the same key, and a key is done once.
+
+A stage's result is a folder ``<store>/<name>-<key>`` that appears under that name only when it is complete, with
+``stage.json`` listing every file's sha256. While it is being made, its checkpoints live in ``<store>/.work-<name>-<key>``,
+so that the next run of the same command goes on from there, even after kill -9.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import IntvitError
+from runtime.files import json_text, sha256_file, write_error
+
+RECORD = "stage.json"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage: its folder, its key (16 hex digits), and whether it was already there."""
+
+    folder: Path
+    key: str
+    reused: bool
+
+
+def default_store() -> Path:
+    """``$INTVIT_CACHE``, or ``$XDG_CACHE_HOME/intvit``, or ``~/.cache/intvit``; stages lie in ``stages`` under it."""
+    chosen = os.environ.get("INTVIT_CACHE")
+    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intvit"
+    return base / "stages"
+
+
+def code_digest(parts: Sequence[str]) -> str:
+    """sha256 over the Python files of ``parts`` (paths in the source tree, folders are walked)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        path = ROOT / part
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        for file in files:
+            digest.update(str(file.relative_to(ROOT)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class StageStore:
+    """Runs stages in one folder of the disk."""
+
+    def __init__(self, root: Path, force: bool = False) -> None:
+        self.root = root
+        self.force = force
+
+    def run(
+        self, name: str, inputs: dict[str, Any], code: Sequence[str], work: Callable[[Path, Path], None]
+    ) -> StageResult:
+        """The result of ``work(folder, checkpoints)`` for these inputs, from the store if it is there and whole.
+
+        Args:
+            inputs: everything the result depends on, as JSON values. code: source files it depends on.
+            work: fills ``folder``; may keep resumable state in ``checkpoints``.
+
+        Raises:
+            IntvitError: the store cannot be written; whatever ``work`` raises.
+        """
+        inputs = inputs | {"code": code_digest(code)}
+        key = hashlib.sha256(json_text({"stage": name, "inputs": inputs}).encode()).hexdigest()[:16]
+        final = self.root / f"{name}-{key}"
+        checkpoints = self.root / f".work-{name}-{key}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with _locked(self.root / f".lock-{name}-{key}"):
+                if not self.force and _whole(final):
+                    return StageResult(final, key, True)
+                shutil.rmtree(final, ignore_errors=True)
+                if self.force:
+                    shutil.rmtree(checkpoints, ignore_errors=True)
+                self._make(final, checkpoints, inputs, work)
+        except OSError as error:
+            raise write_error(final, error) from error
+        return StageResult(final, key, False)
+
+    def _make(
+        self, final: Path, checkpoints: Path, inputs: dict[str, Any], work: Callable[[Path, Path], None]
+    ) -> None:
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.root))
+        try:
+            work(partial, checkpoints)
+            files = {str(p.relative_to(partial)): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+            (partial / RECORD).write_text(json_text({"inputs": inputs, "files": files}), "utf-8")
+            os.replace(partial, final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a stage's folder is complete and no byte of it has changed."""
+    try:
+        files = json.loads((folder / RECORD).read_text("utf-8"))["files"]
+        return bool(files) and all(sha256_file(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file: two builds of the same thing take turns; the lock dies with its process."""
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IntvitError(
+                "another process is building the same thing",
+                where=str(path),
+                next="wait for it to finish, or stop it; then run the same command again",
+            ) from None
+        yield
