@@ -54,7 +54,7 @@ def real_accuracy(record: Record) -> str:
         "float",
         "fake-quant",
         "engine",
-        "± s.e.",
+        "s.e. of engine − float",
         "logits SQNR dB",
         "build s",
     ]

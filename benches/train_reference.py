@@ -89,8 +89,10 @@ def train(seed: int = SEED, epochs: int = EPOCHS) -> VisionTransformer:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = VisionTransformer(**KWARGS).train()
+    places = model.pos_embed
+    assert places is not None
     with torch.no_grad():  # timm starts places at 0.02, far below the patches: learning would first have to find them
-        model.pos_embed[:, 1:] = PLACE_SIZE * place_code(KWARGS["embed_dim"], SIDE // KWARGS["patch_size"])
+        places[:, 1:] = PLACE_SIZE * place_code(KWARGS["embed_dim"], SIDE // KWARGS["patch_size"])
     pictures, targets = load_split("train")
     pixels, labels = to_input(pictures), torch.from_numpy(targets)
     groups: list[dict[str, Any]] = [

@@ -48,10 +48,15 @@ def write_golden(model: CalibratedModel, original: nn.Module, images: Tensor, pa
         "images": chosen,
         "logits": model.logits(chosen),
         "float_logits": original(chosen),
-        **{f"tap/{name}": value for name, value in model.taps(chosen).items()},
+        **{f"tap/{name}": as_rows(value) for name, value in model.taps(chosen).items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, path)
+
+
+def as_rows(tap: Tensor) -> Tensor:
+    """A tap as the graphs hold it: the pooled token keeps its axis, (B, K) becomes (B, 1, K)."""
+    return tap[:, None] if tap.ndim == 2 else tap
 
 
 def write_side_files(model: CalibratedModel, pixels: Tensor, folder: Path) -> None:
@@ -94,6 +99,7 @@ def make_manifest(model: CalibratedModel, origin: Origin, targets: list[str], fo
         seed=origin.seed,
         data_free=origin.data_free,
         provenance={
+            "intvit": versions()["intvit"],
             "weights_sha256": origin.digest,
             "stages": origin.stages,
             "versions": versions(),
