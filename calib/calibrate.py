@@ -1,7 +1,7 @@
 """Choose every number of the quantized model, piece by piece, each piece after all before it are integers.
 
-For each piece of the network: measure its layers' inputs in float; fold scales and shifts where that helps; then, layer by
-layer in execution order, fix the input quantizer on what the already quantized network delivers, round the weights,
+For each piece of the network: measure its layers' inputs in float; fold scales and shifts where that helps; then, layer
+by layer in execution order, fix the input quantizer on what the already quantized network delivers, round the weights,
 and take the mean error that is left out of the bias.
 """
 
@@ -21,6 +21,7 @@ from calib.align.rounding import relative_error, search_rounding, token_importan
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
 from calib.models import ModelSpec
+from calib.network import Network
 from calib.quant.families import Segment, Site, segments
 from calib.quant.linear import QuantLinear, QuantPatchConv, patches
 from calib.quant.surgery import prepare, set_quantized
@@ -35,19 +36,21 @@ class CalibrateConfig:
 
     Attributes:
         rows: most token rows a search looks at. batch: images a forward pass. reparameterise, correct_bias: steps
-        on or off. seed: of the choice of rows.
+        on or off. weight_tokens: every token counts by the inverse of its energy in rounding and bias correction
+        (False: all alike, the textbook form, for ablations). seed: of the choice of rows.
     """
 
     rows: int = 4096
     batch: int = 16
     reparameterise: bool = True
     correct_bias: bool = True
+    weight_tokens: bool = True
     seed: int = 0
 
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module,
+    model: Network,
     spec: ModelSpec,
     scheme: Scheme,
     images: Tensor,
@@ -91,14 +94,16 @@ def calibrate(
         set_quantized_piece(student, piece, True)
         quant_stream = _run(piece, quant_stream, config.batch)
         if not torch.isfinite(quant_stream).all():
-            raise IntvitError("activations are not finite", where=piece.name, next="check the checkpoint and the images")
+            raise IntvitError(
+                "activations are not finite", where=piece.name, next="check the checkpoint and the images"
+            )
     if progress is not None:
         progress(len(pieces), len(pieces), "")
     set_quantized(student, True)
     return CalibratedModel(student, spec, scheme, report)
 
 
-def _fold_piece(student: nn.Module, piece: Segment, rows: dict[str, Tensor]) -> list[dict[str, Any]]:
+def _fold_piece(student: Network, piece: Segment, rows: dict[str, Tensor]) -> list[dict[str, Any]]:
     out = []
     for site in piece.sites:
         layer: QuantLinear = student.get_submodule(site.name)
@@ -122,13 +127,15 @@ def _quantize_layer(layer: QuantLinear, site: Site, rows: Tensor, config: Calibr
         found = _input_range(layer, site, rows)
         layer.in_quant.set(found.scale, found.zero_point)
         row |= {"scale": found.scale, "zero_point": found.zero_point}
-    levels, weight_scale = search_rounding(layer.weight, layer.weight_bits, token_importance(rows))
+    levels, weight_scale = search_rounding(
+        layer.weight, layer.weight_bits, token_importance(rows, config.weight_tokens)
+    )
     layer.set_weights(levels, weight_scale)
     target = torch.nn.functional.linear(rows, layer.weight, layer.bias)
     layer.quantized = True
     row["error"] = relative_error(layer.integer_output(rows), target)
     if config.correct_bias:
-        layer.bias += bias_correction(layer.integer_output(rows), target)
+        layer.bias += bias_correction(layer.integer_output(rows), target, config.weight_tokens)
         row["error_corrected"] = relative_error(layer.integer_output(rows), target)
     return row
 
@@ -139,7 +146,7 @@ def _input_range(layer: QuantLinear, site: Site, rows: Tensor) -> Range:
     return search_range(rows, layer.act_bits, layer.weight.square().sum(0), site.gelu)
 
 
-def set_quantized_piece(student: nn.Module, piece: Segment, on: bool) -> None:
+def set_quantized_piece(student: Network, piece: Segment, on: bool) -> None:
     """Switch the layers of one piece to their integer or float form."""
     for site in piece.sites:
         student.get_submodule(site.name).quantized = on
@@ -156,7 +163,7 @@ class _Picker:
         self.config = config
         self.seed = int(torch.randint(1 << 31, (1,), generator=generator))
 
-    def inputs(self, student: nn.Module, piece: Segment, stream: Tensor) -> dict[str, Tensor]:
+    def inputs(self, student: Network, piece: Segment, stream: Tensor) -> dict[str, Tensor]:
         """Rows (at most about ``config.rows``, K) of each layer's quantizer input, by layer name."""
         found: dict[str, list[Tensor]] = {site.name: [] for site in piece.sites}
         hooks = [self._hook(student.get_submodule(name), into, stream.shape[0]) for name, into in found.items()]

@@ -75,8 +75,9 @@ class CalibratedModel:
         """Read what ``save`` wrote."""
         root = Path(folder)
         config = json.loads((root / CONFIG).read_text("utf-8"))
-        raw = config["spec"]
-        spec = ModelSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+        raw: dict[str, Any] = config["spec"]
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+        spec = ModelSpec(**fields)
         scheme = parse(config["scheme"])
         module = prepare(spec.build(), scheme)
         state = load_file(root / WEIGHTS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -119,9 +120,9 @@ def describe(name: str) -> ModelSpec:
         name=name,
         tag=tag,
         kwargs={},
-        input_size=tuple(config.input_size),
-        mean=tuple(config.mean),
-        std=tuple(config.std),
+        input_size=cast(tuple[int, int, int], tuple(config.input_size)),
+        mean=cast(tuple[float, float, float], tuple(config.mean)),
+        std=cast(tuple[float, float, float], tuple(config.std)),
         interpolation=config.interpolation,
         crop_pct=float(config.crop_pct),
         num_classes=int(config.num_classes),
@@ -186,7 +187,7 @@ def load(name: str, checkpoint: str | None = None, seed: int = 0) -> LoadedModel
     path = _asset(f"{name}.safetensors") if checkpoint is None else Path(checkpoint).expanduser()
     module = require_supported(spec.build(), spec)
     state = read_state_dict(path)
-    adapt = swin_filter if isinstance(module, SwinTransformer) else vit_filter
+    adapt: Callable[..., dict[str, Any]] = swin_filter if isinstance(module, SwinTransformer) else vit_filter
     if set(state) != set(module.state_dict()):
         state = {key: value for key, value in adapt(state, module).items()}
     load_into(module, state, str(path))

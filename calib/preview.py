@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def contact_sheet(images: Tensor, path: Path, most: int = 32, tile: int = 112) -> None:
-    """Write up to ``most`` of the images (B, 3, H, W), values in [0, 1], as one PNG, about square, ``tile`` pixels each."""
+    """Write up to ``most`` of the images (B, 3, H, W), in [0, 1], as one PNG, about square, ``tile`` pixels each."""
     shown = images[:most].float().clamp(0, 1)
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)

@@ -1,4 +1,4 @@
-"""Real images for comparison only (``--method real``): any picture under a folder, through timm's evaluation transform."""
+"""Real images, for comparison only (``--method real``): pictures of a folder through timm's evaluation transform."""
 
 from __future__ import annotations
 

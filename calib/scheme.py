@@ -105,6 +105,4 @@ def require_buildable(scheme: Scheme) -> None:
 
 def _bad(text: str, why: str) -> IntvitError:
     near = difflib.get_close_matches(text.lower(), COMMON, n=3, cutoff=0.4) or list(COMMON[:4])
-    return IntvitError(
-        f"unknown scheme {text!r}", where="--bits", why=why, next="near matches: " + ", ".join(near)
-    )
+    return IntvitError(f"unknown scheme {text!r}", where="--bits", why=why, next="near matches: " + ", ".join(near))

@@ -6,6 +6,7 @@ from types import TracebackType
 
 from torch import Tensor, nn
 
+from calib.network import Network
 from calib.quant.families import block_names
 
 
@@ -16,14 +17,14 @@ class AttentionOutputs:
     registers) first, or, for Swin, the tokens of a window with B' = images * windows. They carry gradients.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Network) -> None:
         self._model = model
         self.values: list[Tensor] = []
         self._hooks: list[object] = []
 
     def __enter__(self) -> AttentionOutputs:
         for name in block_names(self._model):
-            attention = self._model.get_submodule(f"{name}.attn")
+            attention: Network = self._model.get_submodule(f"{name}.attn")
 
             def read(module: nn.Module, args: tuple[Tensor, ...], heads: int = attention.num_heads) -> None:
                 rows, tokens, width = args[0].shape

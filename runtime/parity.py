@@ -203,7 +203,7 @@ def show(result: Parity, console: Console) -> None:
         table.add_row(tap.name, str(tap.max_lsb), *rates)
     console.print(table)
     console.print(
-        f"logits {result.logits_sqnr_db:.1f} dB from golden integers; free-running {result.free_logits_sqnr_db:.1f} dB, "
+        f"logits {result.logits_sqnr_db:.1f} dB from golden integers; free run {result.free_logits_sqnr_db:.1f} dB, "
         f"where quantization itself leaves {result.quantization_sqnr_db:.1f} dB against float; "
         f"same first class for {result.top1_agreement:.1f} % of the golden images",
         highlight=False,

@@ -7,21 +7,21 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 
+from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError as CalibError
 from calib.models import load
 from calib.recipes import DEFAULT_METHOD, REAL, recipe
 from calib.scheme import parse, require_buildable
-from calib.calibrated import CalibratedModel
 from runtime import cli
 from runtime.bundle import Bundle, write_manifest
-from runtime.dataset import load_folder
 from runtime.classes import Classes
+from runtime.dataset import load_folder
 from runtime.errors import IntvitError
 from runtime.files import write_error
 from runtime.manifest import MANIFEST, Manifest
@@ -133,7 +133,7 @@ def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> Non
     source = "no real image read" if manifest.data_free else "REAL IMAGES WERE READ FOR CALIBRATION"
     console.print(f"{manifest.method}, {manifest.images} images, seed {manifest.seed}: {source}", highlight=False)
     console.print(f"graph {size['graph']:.1f} MB, float32 twin {size['float_twin']:.1f} MB", highlight=False)
-    if (reported := manifest.reported):
+    if reported := manifest.reported:
         console.print(
             f"top-1 on {reported['images']} pictures: float32 {reported['float_top1']:.2f}, "
             f"fake-quant {reported['fake_quant_top1']:.2f}, engine {reported['engine_top1']:.2f} "
@@ -148,7 +148,9 @@ def _device(choice: str) -> str:
     if choice not in ("auto", "cpu", "cuda"):
         raise IntvitError(f"unknown device {choice!r}", where="--device", next="auto, cpu or cuda")
     if choice == "cuda" and not torch.cuda.is_available():
-        raise IntvitError("torch sees no CUDA device", where="--device cuda", next="--device cpu, or see runtime.doctor")
+        raise IntvitError(
+            "torch sees no CUDA device", where="--device cuda", next="--device cpu, or see runtime.doctor"
+        )
     return "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -160,19 +162,31 @@ def _targets(chosen: list[str] | None) -> list[str]:
 
 
 def main(
-    model: Annotated[str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")],
+    model: Annotated[
+        str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")
+    ],
     bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, ...")],
     method: Annotated[str, typer.Option("--method", help="Where calibration images come from.")] = DEFAULT_METHOD,
     images: Annotated[int, typer.Option("--images", min=1, help="How many calibration images.")] = DEFAULT_IMAGES,
-    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Synthesis steps; default: the method's.")] = None,
-    checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Weights: a .safetensors, .pt or .pth file, or 'random'.")] = None,
-    calib_data: Annotated[Path | None, typer.Option("--calib-data", help="Folder of real images, for --method real.")] = None,
-    eval_data: Annotated[Path | None, typer.Option("--eval", help="Labelled folder DIR/<class>/*.jpg; only measured on.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", min=1, help="Synthesis steps; default: the method's.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Weights: a .safetensors, .pt or .pth file, or 'random'.")
+    ] = None,
+    calib_data: Annotated[
+        Path | None, typer.Option("--calib-data", help="Folder of real images, for --method real.")
+    ] = None,
+    eval_data: Annotated[
+        Path | None, typer.Option("--eval", help="Labelled folder DIR/<class>/*.jpg; only measured on.")
+    ] = None,
     target: Annotated[list[str] | None, typer.Option("--target", help="Which dialects to write; default: all.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda: where images are synthesised.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same bytes.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The bundle; default build/<model>-<bits>.")] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", help="Where stages are kept; default ~/.cache/intvit.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Where stages are kept; default ~/.cache/intvit.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Do every stage again and replace what is at --out.")] = False,
     debug: cli.DebugOption = False,
 ) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from calib.calibrated import CalibratedModel
 from calib.preview import contact_sheet
 from calib.quant.families import sites
+from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import levels
 from runtime.bundle import entry_for
 from runtime.files import atomic_write_json
@@ -174,8 +175,8 @@ def count_rows(model: CalibratedModel) -> dict[str, int]:
     found: dict[str, int] = {}
 
     def read(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            found[name] = out.numel() // module.out_features  # type: ignore[operator]
+        def hook(layer: QuantLinear, args: tuple[Tensor, ...], out: Tensor) -> None:
+            found[name] = out.numel() // layer.out_features
 
         return hook
 

@@ -1,4 +1,4 @@
-"""Accuracy of all three forms on one labelled folder: float twin and engine through the runtime, fake-quant in torch."""
+"""Accuracy of all three forms on one labelled folder: float twin and engine by the runtime, fake-quant in torch."""
 
 from __future__ import annotations
 

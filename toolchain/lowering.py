@@ -1,4 +1,4 @@
-"""From a calibrated model to ONNX files: the canonical graph, one dialect a target, and the float32 twin, all checked."""
+"""From a calibrated model to ONNX files: canonical graph, one dialect a target, float32 twin, all checked."""
 
 from __future__ import annotations
 

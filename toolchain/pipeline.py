@@ -90,9 +90,7 @@ def images_stage(job: Job, store: StageStore) -> StageResult:
     def work(folder: Path, checkpoints: Path) -> None:
         total = -(-config.images // config.batch) * max(config.iterations, 1)
         with task(f"synthesis ({config.method})", total) as advance:
-            made = synthesise(
-                job.loaded.module, spec, config, job.seed, job.device, checkpoints, _stepper(advance)
-            )
+            made = synthesise(job.loaded.module, spec, config, job.seed, job.device, checkpoints, _stepper(advance))
         save_images(made, folder)
 
     return store.run("synthesise", inputs, SYNTHESIS_CODE, work)

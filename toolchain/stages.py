@@ -1,8 +1,8 @@
 """Content-addressed stages: the same inputs, configuration and code give the same key, and a key is done once.
 
 A stage's result is a folder ``<store>/<name>-<key>`` that appears under that name only when it is complete, with
-``stage.json`` listing every file's sha256. While it is being made, its checkpoints live in ``<store>/.work-<name>-<key>``,
-so that the next run of the same command goes on from there, even after kill -9.
+``stage.json`` listing every file's sha256. While it is being made, its checkpoints live in
+``<store>/.work-<name>-<key>``, so that the next run of the same command goes on from there, even after kill -9.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ class StageStore:
             raise write_error(final, error) from error
         return StageResult(final, key, False)
 
-    def _make(
-        self, final: Path, checkpoints: Path, inputs: dict[str, Any], work: Callable[[Path, Path], None]
-    ) -> None:
+    def _make(self, final: Path, checkpoints: Path, inputs: dict[str, Any], work: Callable[[Path, Path], None]) -> None:
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.root))
         try:
             work(partial, checkpoints)

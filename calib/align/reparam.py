@@ -15,11 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from calib.align.bias import bias_correction
 from calib.align.ranges import search_range
 from calib.align.rounding import relative_error, search_rounding, token_importance
+from calib.network import Network
 from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import quantize
 
@@ -86,8 +87,8 @@ def search_fold(layer: QuantLinear, rows: Tensor, gelu: bool = False) -> Fold:
     candidates: list[tuple[float | None, Tensor, Tensor]] = [(None, zeros, ones)]
     if not gelu:
         candidates.append((0.0, middle, ones))
-    for strength in STRENGTHS:
-        candidates.append((strength, zeros if gelu else middle, migration(half_range, column_max, strength)))
+    for tried in STRENGTHS:
+        candidates.append((tried, zeros if gelu else middle, migration(half_range, column_max, tried)))
     best: Fold | None = None
     for strength, shift, scale in candidates:
         error = layer_error(layer, (rows - shift) / scale, weight * scale, gelu, target - weight @ shift)
@@ -102,7 +103,7 @@ def _into_layer(layer: QuantLinear, fold: Fold) -> None:
     layer.weight *= fold.scale
 
 
-def fold_into_norm(norm: nn.Module, layer: QuantLinear, fold: Fold) -> None:
+def fold_into_norm(norm: Network, layer: QuantLinear, fold: Fold) -> None:
     """Give LayerNorm gamma / r and (beta - c) / r, and the layer after it W diag(r) and b + W c."""
     norm.weight.data = norm.weight.data / fold.scale
     norm.bias.data = (norm.bias.data - fold.shift) / fold.scale

@@ -37,11 +37,14 @@ def search_rounding(weight: Tensor, bits: int, importance: Tensor, steps: int = 
     return rounded.to(torch.int8), best_scale
 
 
-def token_importance(rows: Tensor) -> Tensor:
+def token_importance(rows: Tensor, weighted: bool = True) -> Tensor:
     """Mean square of each input channel after every token is divided by its norm: (K,) from rows (T, K).
 
-    Without the division a few massive tokens own the sum, and rounding serves them at the cost of all others.
+    Without the division (``weighted`` False) a few massive tokens own the sum, and rounding serves them at the cost of
+    all others.
     """
+    if not weighted:
+        return rows.square().mean(0)
     return (rows.square() / rows.square().sum(1, keepdim=True).clamp_min(1e-12)).mean(0)
 
 

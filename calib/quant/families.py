@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
+
+from calib.network import Network
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,14 @@ class Segment:
     sites: tuple[Site, ...]
 
 
-def block_names(model: nn.Module) -> list[str]:
+def is_swin(model: Network) -> bool:
+    """Whether the network is timm's SwinTransformer (the other family is VisionTransformer: ViT and DeiT)."""
+    return isinstance(model, SwinTransformer)
+
+
+def block_names(model: Network) -> list[str]:
     """Module paths of the transformer blocks, in execution order."""
-    if isinstance(model, SwinTransformer):
+    if is_swin(model):
         return [f"layers.{i}.blocks.{j}" for i, stage in enumerate(model.layers) for j in range(len(stage.blocks))]
     return [f"blocks.{i}" for i in range(len(model.blocks))]
 
@@ -52,17 +60,17 @@ def _block_sites(block: str) -> tuple[Site, ...]:
     )
 
 
-def _stem(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    if isinstance(model, SwinTransformer):
-        return model.patch_embed
+def _stem(model: Network) -> Callable[[Tensor], Tensor]:
+    if is_swin(model):
+        return cast(Callable[[Tensor], Tensor], model.patch_embed)
     return lambda images: model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
 
-def segments(model: nn.Module) -> Iterator[Segment]:
+def segments(model: Network) -> Iterator[Segment]:
     """The network in pieces: stem, blocks (and Swin's patch mergings), tail. Chained, they are its forward pass."""
     yield Segment("stem", _stem(model), (Site("patch_embed.proj", "embed"),))
     modules = dict(model.named_modules())
-    if isinstance(model, SwinTransformer):
+    if is_swin(model):
         for i, stage in enumerate(model.layers):
             merge = f"layers.{i}.downsample"
             if not isinstance(stage.downsample, nn.Identity):
@@ -79,6 +87,6 @@ def segments(model: nn.Module) -> Iterator[Segment]:
     yield Segment("tail", lambda x: model.forward_head(model.norm(x)), (head,))
 
 
-def sites(model: nn.Module) -> list[Site]:
+def sites(model: Network) -> list[Site]:
     """Every linear layer, in execution order."""
     return [site for segment in segments(model) for site in segment.sites]

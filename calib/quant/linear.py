@@ -1,7 +1,7 @@
 """Linear layers that can be float or quantized, and compute the quantized form in exact integers.
 
-``y = (sum_k (q_k - z) w_k) * (s_x s_w) + b`` with integer q, z and w. The sum is formed in float32 on integer values:
-below 2^24 in magnitude every partial sum is exact, and K * 128 * 127 stays below it up to K = 1032; beyond that only sums
+``y = (sum_k (q_k - z) w_k) * (s_x s_w) + b`` with integer q, z and w. The sum is formed in float32 on integers: below
+2^24 in magnitude every partial sum is exact, and K * 128 * 127 stays below it up to K = 1032; beyond that only sums
 that actually exceed 2^24 would round. This is what an integer GEMM with a float epilogue computes.
 """
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from calib.errors import IntvitError
-from calib.quant.families import block_names, sites
+from calib.network import Network
+from calib.quant.families import block_names, is_swin, sites
 from calib.quant.linear import QuantLinear, QuantPatchConv
 from calib.scheme import Scheme
 
 EMBED_BITS = 8
 
 
-def prepare(model: nn.Module, scheme: Scheme) -> nn.Module:
+def prepare(model: Network, scheme: Scheme) -> Network:
     """A copy of ``model`` ready to be calibrated; still float, equal to the original up to rounding.
 
     Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
@@ -40,7 +40,7 @@ def prepare(model: nn.Module, scheme: Scheme) -> nn.Module:
     return student
 
 
-def _fold_block(block: nn.Module) -> None:
+def _fold_block(block: Network) -> None:
     attn = block.attn
     attn.fused_attn = False
     rows = attn.qkv.out_features // 3
@@ -55,19 +55,19 @@ def _fold_block(block: nn.Module) -> None:
             setattr(block, scale_name, nn.Identity())
 
 
-def linears(model: nn.Module) -> dict[str, QuantLinear]:
+def linears(model: Network) -> dict[str, QuantLinear]:
     """The quantizable layers of a prepared network by site name, in execution order."""
     return {site.name: model.get_submodule(site.name) for site in sites(model)}
 
 
-def set_quantized(model: nn.Module, on: bool) -> None:
+def set_quantized(model: Network, on: bool) -> None:
     """Switch every layer to its integer (True) or float (False) form."""
     for layer in linears(model).values():
         layer.quantized = on
 
 
-def _refuse_unknown_parts(model: nn.Module) -> None:
-    problems = _swin_problems(model) if isinstance(model, SwinTransformer) else _vit_problems(model)
+def _refuse_unknown_parts(model: Network) -> None:
+    problems = _swin_problems(model) if is_swin(model) else _vit_problems(model)
     for name in block_names(model):
         block = model.get_submodule(name)
         if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != "none":
@@ -94,7 +94,7 @@ def _refuse_unknown_parts(model: nn.Module) -> None:
         )
 
 
-def _vit_problems(model: nn.Module) -> list[str]:
+def _vit_problems(model: Network) -> list[str]:
     problems = []
     if model.pos_embed is None:
         problems.append("no position embedding")
@@ -118,7 +118,7 @@ def _vit_problems(model: nn.Module) -> list[str]:
     return problems
 
 
-def _swin_problems(model: nn.Module) -> list[str]:
+def _swin_problems(model: Network) -> list[str]:
     problems = []
     for name in block_names(model):
         block = model.get_submodule(name)
@@ -132,7 +132,7 @@ def _swin_problems(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def float_difference(original: nn.Module, prepared: nn.Module, images: torch.Tensor) -> float:
+def float_difference(original: Network, prepared: Network, images: torch.Tensor) -> float:
     """Largest relative difference of the logits of two float networks on ``images`` (B, 3, H, W)."""
     reference, other = original(images), prepared(images)
     return float((reference - other).abs().max() / reference.abs().max().clamp_min(1e-12))

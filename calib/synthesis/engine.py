@@ -1,4 +1,4 @@
-"""The optimisation loop: images that a frozen network finds natural. Resumable to the bit, the same for the same seed."""
+"""The optimisation loop: images that a frozen network finds natural. Resumable to the bit; one seed, one result."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from calib.errors import IntvitError
 from calib.models import ModelSpec
+from calib.quant.families import is_swin
 from calib.synthesis.checkpoints import drop, restore, save
 from calib.synthesis.methods import Round, SynthesisConfig
 from calib.synthesis.priors.patch_entropy import patch_entropy_loss
@@ -133,7 +133,7 @@ def _optimise(
 ) -> list[dict[str, float]]:
     state.images, state.first, state.second = (t.to(device) for t in (state.images, state.first, state.second))
     low, high = _pixel_limits(spec, state.images)
-    rate = config.swin_learning_rate if isinstance(model, SwinTransformer) else config.learning_rate
+    rate = config.swin_learning_rate if is_swin(model) else config.learning_rate
     history: list[dict[str, float]] = []
     saved = time.monotonic()
     with AttentionOutputs(model) as taps:
@@ -148,7 +148,9 @@ def _optimise(
             state.images = torch.maximum(torch.minimum(state.images, high), low)
             state.step += 1
             if not torch.isfinite(state.images).all():
-                raise IntvitError("synthesis diverged", where=f"batch {index}, iteration {state.step}", next="try another --seed")
+                raise IntvitError(
+                    "synthesis diverged", where=f"batch {index}, iteration {state.step}", next="try another --seed"
+                )
             history.append({"batch": index, "step": state.step, **losses})
             report(state.step, f"loss {losses['total']:.2f}")
             if work is not None and time.monotonic() - saved > SAVE_EVERY_S:

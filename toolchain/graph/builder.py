@@ -37,9 +37,10 @@ class Builder:
     def const(self, name: str, values: Any, dtype: ir.DataType | None = None) -> ir.Value:
         """An initializer called ``name`` (made once a name) from an array or a list."""
         if name not in self._constants:
-            tensor = ir.tensor(np.array(values, order="C"), dtype=dtype, name=name)
+            array = np.array(values, order="C")
+            tensor = ir.tensor(array, dtype=dtype, name=name)
             self._constants[name] = ir.Value(
-                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
             )
         return self._constants[name]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import torch
-from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from calib.calibrated import CalibratedModel
 from calib.models import ModelSpec
+from calib.network import Network
+from calib.quant.families import is_swin
 from calib.quant.surgery import prepare
 from calib.scheme import Scheme
 from toolchain.graph.builder import Builder
@@ -23,17 +24,17 @@ def canonical_graph(model: CalibratedModel) -> ir.Model:
     return _emit(model.module, model.spec, quantized=True)
 
 
-def float_graph(model: nn.Module, spec: ModelSpec) -> ir.Model:
+def float_graph(model: Network, spec: ModelSpec) -> ir.Model:
     """The float32 twin of the original timm network, with the same fused nodes and nothing quantized."""
     return _emit(prepare(model, Scheme(8, 8)), spec, quantized=False)
 
 
 @torch.no_grad()
-def _emit(model: nn.Module, spec: ModelSpec, quantized: bool) -> ir.Model:
+def _emit(model: Network, spec: ModelSpec, quantized: bool) -> ir.Model:
     name = spec.tag + ("" if quantized else ".float32")
     b = Builder(name, INPUT, spec.input_size)
     x = patch_embed(b, "patch_embed.proj", model.patch_embed.proj, b.input, spec.input_size, quantized)
-    if isinstance(model, SwinTransformer):
+    if is_swin(model):
         pooled, head_name, head = _swin(b, model, x, quantized)
     else:
         pooled, head_name, head = _vit(b, model, x, quantized)
@@ -42,7 +43,7 @@ def _emit(model: nn.Module, spec: ModelSpec, quantized: bool) -> ir.Model:
     return b.finish(reshape(b, logits, [-1, spec.num_classes]), OUTPUT, spec.num_classes)
 
 
-def _vit(b: Builder, model: nn.Module, x: ir.Value, quantized: bool) -> tuple[ir.Value, str, nn.Module]:
+def _vit(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.Value, str, Network]:
     prefix = model.num_prefix_tokens
     tokens = model.patch_embed.num_patches + prefix
     b.scope = "pos_embed"
@@ -73,7 +74,7 @@ def _vit(b: Builder, model: nn.Module, x: ir.Value, quantized: bool) -> tuple[ir
     return layer_norm(b, "fc_norm", model.fc_norm, x), "head", model.head
 
 
-def _token_table(model: nn.Module) -> torch.Tensor:
+def _token_table(model: Network) -> torch.Tensor:
     """What is added to the patches padded with zero rows in front: class and register tokens, positions. (T, C)"""
     parts = [token[0] for token in (model.cls_token, model.reg_token) if token is not None]
     position = model.pos_embed[0]
@@ -86,7 +87,7 @@ def _token_table(model: nn.Module) -> torch.Tensor:
     return torch.cat([front + position[:rows], position[rows:]])
 
 
-def _swin(b: Builder, model: nn.Module, x: ir.Value, quantized: bool) -> tuple[ir.Value, str, nn.Module]:
+def _swin(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.Value, str, Network]:
     x = layer_norm(b, "patch_embed.norm", model.patch_embed.norm, x)
     side: tuple[int, int] = tuple(model.patch_embed.grid_size)
     for i, stage in enumerate(model.layers):
@@ -100,7 +101,7 @@ def _swin(b: Builder, model: nn.Module, x: ir.Value, quantized: bool) -> tuple[i
 
 
 def _merge(
-    b: Builder, name: str, merge: nn.Module, x: ir.Value, side: tuple[int, int], quantized: bool
+    b: Builder, name: str, merge: Network, x: ir.Value, side: tuple[int, int], quantized: bool
 ) -> tuple[ir.Value, tuple[int, int]]:
     rows, columns, width = side[0] // 2, side[1] // 2, merge.dim
     b.scope = name
@@ -109,9 +110,7 @@ def _merge(
     return linear(b, f"{name}.reduction", merge.reduction, x, quantized), (rows, columns)
 
 
-def _swin_block(
-    b: Builder, name: str, block: nn.Module, x: ir.Value, side: tuple[int, int], quantized: bool
-) -> ir.Value:
+def _swin_block(b: Builder, name: str, block: Network, x: ir.Value, side: tuple[int, int], quantized: bool) -> ir.Value:
     (rows, columns), (wh, ww), shift, width = side, block.window_size, block.shift_size, block.dim
     windows = (rows // wh) * (columns // ww)
     y = layer_norm(b, f"{name}.norm1", block.norm1, x)
@@ -130,7 +129,7 @@ def _swin_block(
     return b.op("Add", [x, fed])
 
 
-def _score_bias(block: nn.Module, windows: int) -> tuple[np.ndarray, int]:
+def _score_bias(block: Network, windows: int) -> tuple[np.ndarray, int]:
     relative = array(block.attn._get_rel_pos_bias())
     if block.attn_mask is None:
         return relative, 1

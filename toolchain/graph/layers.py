@@ -1,8 +1,8 @@
 """Linear layers, LayerNorm and attention as graph nodes; the quantized form is canonical QDQ.
 
-Canonical means: opset 21, one float dtype, QuantizeLinear and DequantizeLinear with zero point 0, weights [K, N] with one
-scale per output channel (axis 1), 4-bit weights as INT4 initializers, bias as (1, 1, N). A zero point that calibration
-chose is a shift here: ``Sub`` before the quantizer and ``W c`` in the bias (docs/numerics.md).
+Canonical means: opset 21, one float dtype, QuantizeLinear and DequantizeLinear with zero point 0, weights [K, N] with
+one scale per output channel (axis 1), 4-bit weights as INT4 initializers, bias as (1, 1, N). A zero point that
+calibration chose is a shift here: ``Sub`` before the quantizer and ``W c`` in the bias (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from calib.quant.linear import QuantLinear
+from calib.network import Network
+from calib.quant.linear import QuantLinear, QuantPatchConv
 from calib.quant.quantizer import levels
 from toolchain.graph.builder import Builder
 
@@ -72,7 +73,7 @@ def _weight(b: Builder, site: str, layer: QuantLinear) -> ir.Value:
     return b.op("DequantizeLinear", [weight, scale], {"axis": 1})
 
 
-def layer_norm(b: Builder, name: str, norm: nn.Module, x: ir.Value) -> ir.Value:
+def layer_norm(b: Builder, name: str, norm: Network, x: ir.Value) -> ir.Value:
     """LayerNormalization over the last axis; Identity passes through."""
     if isinstance(norm, nn.Identity):
         return x
@@ -94,7 +95,7 @@ def transpose(b: Builder, x: ir.Value, perm: list[int]) -> ir.Value:
 def attention(
     b: Builder,
     name: str,
-    attn: nn.Module,
+    attn: Network,
     x: ir.Value,
     tokens: int,
     quantized: bool,
@@ -126,7 +127,7 @@ def attention(
     return linear(b, f"{name}.proj", attn.proj, merged, quantized)
 
 
-def mlp(b: Builder, name: str, module: nn.Module, x: ir.Value, quantized: bool) -> ir.Value:
+def mlp(b: Builder, name: str, module: Network, x: ir.Value, quantized: bool) -> ir.Value:
     """fc1, exact GELU as one node, fc2."""
     hidden = linear(b, f"{name}.fc1", module.fc1, x, quantized)
     b.scope = name
@@ -134,10 +135,12 @@ def mlp(b: Builder, name: str, module: nn.Module, x: ir.Value, quantized: bool) 
     return linear(b, f"{name}.fc2", module.fc2, hidden, quantized)
 
 
-def patch_embed(b: Builder, site: str, layer: QuantLinear, images: ir.Value, size: tuple[int, int, int], quantized: bool) -> ir.Value:
+def patch_embed(
+    b: Builder, site: str, layer: QuantPatchConv, images: ir.Value, size: tuple[int, int, int], quantized: bool
+) -> ir.Value:
     """(batch, C, H, W) to (batch, patches, N): the convolution as a linear layer over flattened patches."""
     channels, height, width = size
-    ph, pw = layer.patch  # type: ignore[attr-defined]
+    ph, pw = layer.patch
     rows, columns = height // ph, width // pw
     b.scope = site
     grid = transpose(b, reshape(b, images, [-1, channels, rows, ph, columns, pw]), [0, 2, 4, 1, 3, 5])

@@ -13,7 +13,7 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
     """The node that reads ``value`` if it is the only one and an ``op_type``."""
-    uses = value.uses()
+    uses = list(value.uses())
     if len(uses) != 1:
         return None
     node = uses[0].node
@@ -24,7 +24,7 @@ def set_constant(value: ir.Value, array: np.ndarray) -> None:
     """Give an initializer other numbers (and their shape and type)."""
     tensor = ir.tensor(np.array(array, order="C"), name=value.name)
     value.const_value = tensor
-    value.shape = tensor.shape
+    value.shape = ir.Shape(array.shape)
     value.type = ir.TensorType(tensor.dtype)
 
 
@@ -33,5 +33,7 @@ def drop(graph: ir.Graph, node: ir.Node) -> None:
     inputs = list(node.inputs)
     graph.remove(node, safe=True)
     for value in inputs:
-        if value is not None and value.is_initializer() and not value.uses() and value.name in graph.initializers:
+        if value is None or value.name is None or value.uses():
+            continue
+        if value.is_initializer() and value.name in graph.initializers:
             del graph.initializers[value.name]

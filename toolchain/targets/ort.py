@@ -38,9 +38,9 @@ def check(model: ir.Model) -> None:
                 raise _fault(node, "its bias is not (1, 1, N), so ORT would run a float Gemm")
         if node.op_type == "QuantizeLinear" and len(node.outputs[0].uses()) != 1:
             raise _fault(node, "its output feeds more than one DequantizeLinear, which ORT does not fuse")
-        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
-            if node.inputs[0].dtype == ir.DataType.INT4:
-                raise _fault(node, "INT4 is dequantized at every call; a Cast to INT8 is missing")
+        source = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        if source is not None and source.dtype == ir.DataType.INT4:
+            raise _fault(node, "INT4 is dequantized at every call; a Cast to INT8 is missing")
 
 
 def _dequantized(value: ir.Value | None) -> bool:

@@ -1,0 +1,93 @@
+"""What each step of the calibration is worth: ``python -m benches.ablate_calibration``.
+
+The real ViT-Ti at W4A8 and W8A8, calibrated on 32 of the photographs (calibration is compared here, not synthesis) and
+measured as the fake-quant model on every other one. One step is taken away, or made textbook, at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from benches.record import write_result
+from calib.calibrate import CalibrateConfig, calibrate
+from calib.models import LoadedModel, load
+from calib.scheme import parse
+from runtime.classes import Classes
+from runtime.cli import run
+from runtime.dataset import Unreadable, batches, load_folder
+from runtime.manifest import Preprocess
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+CHECKPOINT = SHARED / "vit_tiny_patch16_224.augreg_in21k_ft_in1k" / "model.safetensors"
+PHOTOGRAPHS = SHARED / "imagenet-ccby" / "val"
+CALIBRATION_IMAGES = 32
+VARIANTS = {
+    "all steps": CalibrateConfig(),
+    "tokens all alike": CalibrateConfig(weight_tokens=False),
+    "no bias correction": CalibrateConfig(correct_bias=False),
+    "tokens all alike, no bias correction": CalibrateConfig(weight_tokens=False, correct_bias=False),
+    "no reparameterisation": CalibrateConfig(reparameterise=False),
+    "plain rounding": CalibrateConfig(weight_tokens=False, correct_bias=False, reparameterise=False),
+}
+
+
+def photographs(loaded: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every photograph as the network's input (M, 3, H, W) float32, and its label (M,)."""
+    spec = loaded.spec
+    rule = Preprocess(
+        height=spec.input_size[1],
+        width=spec.input_size[2],
+        crop_pct=spec.crop_pct,
+        interpolation="bicubic",
+        mean=spec.mean,
+        std=spec.std,
+    )
+    samples = load_folder(PHOTOGRAPHS, Classes(spec.class_ids, spec.class_names))
+    parts = list(batches(samples, rule, Unreadable(), batch=50))
+    images = torch.from_numpy(np.concatenate([part.images for part in parts]))
+    return images, torch.from_numpy(np.concatenate([part.labels for part in parts]))
+
+
+def main(
+    schemes: Annotated[list[str] | None, typer.Option("--scheme", help="Default: w4a8 and w8a8.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure every variant and write benches/results/ablate_calibration.json."""
+    loaded = load("vit_t", str(CHECKPOINT))
+    images, labels = photographs(loaded)
+    spread = torch.arange(CALIBRATION_IMAGES) * len(images) // CALIBRATION_IMAGES
+    rest = torch.ones(len(images), dtype=torch.bool)
+    rest[spread] = False
+    rows: list[dict[str, Any]] = []
+    with torch.no_grad():
+        floats = torch.cat([loaded.module(part) for part in images[rest].split(50)]).argmax(1) == labels[rest]
+    for scheme in schemes or ["w4a8", "w8a8"]:
+        for name, config in VARIANTS.items():
+            start = time.monotonic()
+            model = calibrate(loaded.module, loaded.spec, parse(scheme), images[spread], config)
+            seconds = time.monotonic() - start
+            hits = model.logits(images[rest], 50).argmax(1) == labels[rest]
+            rows.append(
+                {
+                    "scheme": scheme,
+                    "variant": name,
+                    "config": asdict(config),
+                    "images": len(hits),
+                    "float_top1": 100 * float(floats.float().mean()),
+                    "fake_quant_top1": 100 * float(hits.float().mean()),
+                    "seconds": seconds,
+                }
+            )
+            print(f"{scheme} {name}: {rows[-1]['fake_quant_top1']:.1f} ({seconds:.0f} s)", flush=True)
+            write_result("ablate_calibration", {"rows": rows})
+
+
+if __name__ == "__main__":
+    run(main)
