@@ -74,6 +74,8 @@ def calibrate(
             why=f"{spec.name} reads (B, {', '.join(map(str, spec.input_size))}) with B >= 1",
             next="synthesise or load them for this model",
         )
+    if not torch.isfinite(images).all():
+        raise IntvitError("calibration images hold values that are not finite", next="make or load them again")
     student = prepare(model, scheme)
     set_quantized(student, False)
     generator = torch.Generator().manual_seed(config.seed)
@@ -93,14 +95,16 @@ def calibrate(
         float_stream = _run(piece, float_stream, config.batch)
         set_quantized_piece(student, piece, True)
         quant_stream = _run(piece, quant_stream, config.batch)
-        if not torch.isfinite(quant_stream).all():
-            raise IntvitError(
-                "activations are not finite", where=piece.name, next="check the checkpoint and the images"
-            )
+        _require_finite(quant_stream, piece.name)
     if progress is not None:
         progress(len(pieces), len(pieces), "")
     set_quantized(student, True)
     return CalibratedModel(student, spec, scheme, report)
+
+
+def _require_finite(values: Tensor, where: str) -> None:
+    if not torch.isfinite(values).all():
+        raise IntvitError("activations are not finite", where=where, next="check the checkpoint and the images")
 
 
 def _fold_piece(student: Network, piece: Segment, rows: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -142,7 +146,7 @@ def _quantize_layer(layer: QuantLinear, site: Site, rows: Tensor, config: Calibr
 
 def _input_range(layer: QuantLinear, site: Site, rows: Tensor) -> Range:
     if site.kind == "embed":
-        return Range(float(rows.abs().max()) / 127, 0, 0.0)
+        return Range(max(float(rows.abs().max()), 1e-8) / 127, 0, 0.0)
     return search_range(rows, layer.act_bits, layer.weight.square().sum(0), site.gelu)
 
 
@@ -172,7 +176,10 @@ class _Picker:
         finally:
             for hook in hooks:
                 hook.remove()
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        rows = {name: torch.cat(parts) for name, parts in found.items()}
+        for name, values in rows.items():
+            _require_finite(values, name)
+        return rows
 
     def _hook(self, layer: QuantLinear, into: list[Tensor], images: int) -> Any:
         pick = torch.Generator().manual_seed(self.seed)

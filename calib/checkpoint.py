@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle  # noqa: TID251 - only the exception class, nothing is ever unpickled with it
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         IntvitError: no such file, an unknown suffix, a damaged file, or anything in it but plain tensors.
     """
     if not path.is_file():
-        raise IntvitError("no such checkpoint", where=str(path), next="give --checkpoint the path of an existing file")
+        raise IntvitError(
+            "no such checkpoint",
+            where=str(path),
+            why="it is a folder" if path.is_dir() else "there is no file of that name",
+            next="give --checkpoint the path of an existing file",
+        )
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         state = _read_safetensors(path)
@@ -48,8 +51,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         state = _read_torch(path)
     else:
         raise IntvitError(
-            f"a checkpoint ends in .safetensors, .pt or .pth, not {suffix or 'no suffix'}",
+            "a checkpoint ends in .safetensors, .pt or .pth",
             where=str(path),
+            why=f"this one ends in {suffix}" if suffix else "this one has no suffix",
             next="save it with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
         )
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -70,18 +74,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except Exception as error:  # on a damaged file torch's reader raises nearly anything: IndexError, struct.error, ...
         raise IntvitError(
             "the checkpoint is damaged or holds more than plain tensors, and nothing else is ever unpickled",
             where=str(path),
-            why=str(error).splitlines()[0][:300],
-            next="where you trust it, convert it once: save_file(torch.load(F)['model'], 'model.safetensors')",
+            why=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else 'no detail'}",
+            next="where you trust its source, open it once with torch.load(F, weights_only=False) and write its state "
+            "dict with safetensors.torch.save_file(state, 'model.safetensors')",
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
             break
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if (
+        not isinstance(loaded, dict)
+        or not loaded
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items())
+    ):
         raise IntvitError(
             "the checkpoint is not a mapping of names to tensors",
             where=str(path),
@@ -95,7 +104,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Copy a checkpoint into ``model``, every name and shape exactly.
 
     Raises:
-        IntvitError: a name is missing or unexpected, a shape differs, or a value is not finite.
+        IntvitError: a name is missing or unexpected, a shape differs, or a value is not a finite float.
     """
     wanted = model.state_dict()
     missing = sorted(set(wanted) - set(state))
@@ -115,10 +124,18 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
                 why=f"shape {tuple(tensor.shape)}, the model has {tuple(wanted[name].shape)}",
                 next="check --model: the size (tiny, small, base) or the number of classes differs",
             )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if wanted[name].is_floating_point() and not tensor.is_floating_point():
+            raise IntvitError(
+                "the checkpoint does not hold floating-point weights",
+                where=f"{where}: {name}",
+                why=f"it is {str(tensor.dtype).removeprefix('torch.')}",
+                next="use the float checkpoint the network was trained to, not a quantized one",
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise IntvitError(
                 "the checkpoint holds values that are not finite",
                 where=f"{where}: {name}",
-                next="the file is damaged or the training diverged; use another checkpoint",
+                why="the file is damaged or the training diverged",
+                next="use another checkpoint",
             )
     model.load_state_dict(state)

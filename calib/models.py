@@ -21,6 +21,8 @@ from torch import nn
 
 from calib.checkpoint import load_into, read_state_dict, sha256_of
 from calib.errors import IntvitError
+from calib.hub import fetch
+from calib.quant.surgery import refuse_unknown_parts
 
 SHORT_NAMES = {
     "deit_t": "deit_tiny_patch16_224.fb_in1k",
@@ -111,10 +113,17 @@ def describe(name: str) -> ModelSpec:
             why="it is neither a short name nor a model timm knows",
             next="near matches: " + ", ".join(near) if near else "short names: " + ", ".join(SHORT_NAMES),
         )
-    config = timm.get_pretrained_cfg(tag)
+    try:
+        config = timm.get_pretrained_cfg(tag)
+    except RuntimeError:  # the architecture exists, the tag after the dot does not
+        config = None
     if config is None:
-        tags = [known for known in timm.list_pretrained(tag.split(".")[0] + "*")][:4]
-        raise IntvitError(f"timm has no weights tagged {tag!r}", where="--model", next="known tags: " + ", ".join(tags))
+        tags = timm.list_pretrained(tag.split(".")[0] + ".*")[:4]
+        raise IntvitError(
+            f"timm has no weights tagged {tag!r}",
+            where="--model",
+            next="known tags: " + ", ".join(tags) if tags else "short names: " + ", ".join(SHORT_NAMES),
+        )
     ids, names = _class_lists(int(config.num_classes))
     return ModelSpec(
         name=name,
@@ -189,25 +198,26 @@ def load(name: str, checkpoint: str | None = None, seed: int = 0) -> LoadedModel
     state = read_state_dict(path)
     adapt: Callable[..., dict[str, Any]] = swin_filter if isinstance(module, SwinTransformer) else vit_filter
     if set(state) != set(module.state_dict()):
-        state = {key: value for key, value in adapt(state, module).items()}
+        state = _adapted(adapt, state, module, str(path))
     load_into(module, state, str(path))
     return LoadedModel(module.eval(), spec, "packaged" if checkpoint is None else "checkpoint", sha256_of(path))
 
 
-def _from_hub(spec: ModelSpec) -> LoadedModel:
+def _adapted(adapt: Callable[..., dict[str, Any]], state: dict[str, Any], module: nn.Module, where: str) -> Any:
+    """The checkpoint under timm's present names; timm's filters assume the right model and break on any other."""
     try:
-        module = timm.create_model(spec.tag, pretrained=True).eval()
+        return dict(adapt(state, module))
     except Exception as error:
         raise IntvitError(
-            f"the weights of {spec.name} could not be fetched",
-            where=f"https://huggingface.co/timm/{spec.tag}",
-            why=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no detail'}",
-            next=(
-                f"on a machine with a network: pip install huggingface_hub && hf download timm/{spec.tag} "
-                "model.safetensors --local-dir . ; copy model.safetensors here and add --checkpoint model.safetensors "
-                "(or --checkpoint random to try the pipeline without trained weights)"
-            ),
+            "the checkpoint is of another model",
+            where=where,
+            why=f"timm's filter for {type(module).__name__} fails on it: {str(error).splitlines()[0][:200]}",
+            next="check --model against the checkpoint; any full timm tag can be given",
         ) from error
+
+
+def _from_hub(spec: ModelSpec) -> LoadedModel:
+    module = fetch(spec.tag, spec.name).eval()
     digest = hashlib.sha256()
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(key.encode())
@@ -219,7 +229,7 @@ def require_supported(module: nn.Module, spec: ModelSpec) -> nn.Module:
     """Pass ``module`` through if it is a plain ViT, DeiT or Swin as timm writes them.
 
     Raises:
-        IntvitError: another class; ViT features that are not understood are refused later, by the surgery.
+        IntvitError: another class, or parts that the surgery cannot take: told here, before any image is synthesised.
     """
     if type(module) not in (VisionTransformer, SwinTransformer):
         raise IntvitError(
@@ -228,4 +238,5 @@ def require_supported(module: nn.Module, spec: ModelSpec) -> nn.Module:
             why="supported: timm's VisionTransformer (ViT, DeiT) and SwinTransformer",
             next="short names: " + ", ".join(SHORT_NAMES),
         )
+    refuse_unknown_parts(module)
     return module

@@ -23,9 +23,16 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise IntvitError("no such folder", where=f"--calib-data {folder}", next="give a folder of JPEG or PNG files")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
     if not found:
-        raise IntvitError("the folder holds no pictures", where=f"--calib-data {folder}", why="looked for JPEG and PNG")
+        raise IntvitError(
+            "the folder holds no pictures",
+            where=f"--calib-data {folder}",
+            why="looked for " + ", ".join(sorted(SUFFIXES)) + " in it and in every folder below",
+            next="give a folder of JPEG or PNG files",
+        )
     return found
 
 

@@ -51,4 +51,4 @@ def token_importance(rows: Tensor, weighted: bool = True) -> Tensor:
 def relative_error(made: Tensor, target: Tensor) -> float:
     """Mean over tokens of ``|made_t - target_t|^2 / |target_t|^2``; (T, N) both."""
     energy = target.square().sum(1)
-    return float(((made - target).square().sum(1) / (energy + 1e-6 * energy.mean())).mean())
+    return float(((made - target).square().sum(1) / (energy + 1e-6 * energy.mean().clamp_min(1e-20))).mean())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
+from timm.layers import Mlp, PatchEmbed
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from calib.errors import IntvitError
@@ -25,7 +28,7 @@ def prepare(model: Network, scheme: Scheme) -> Network:
     Raises:
         IntvitError: the network uses a timm feature that cannot be lowered; every such feature is named.
     """
-    _refuse_unknown_parts(model)
+    refuse_unknown_parts(model)
     student = copy.deepcopy(model).eval().requires_grad_(False)
     for site in sites(student):
         layer = student.get_submodule(site.name)
@@ -66,10 +69,20 @@ def set_quantized(model: Network, on: bool) -> None:
         layer.quantized = on
 
 
-def _refuse_unknown_parts(model: Network) -> None:
+def refuse_unknown_parts(model: Network) -> None:
+    """Check that every part of ``model`` (a timm ViT or Swin) is one that can be quantized and lowered.
+
+    Raises:
+        IntvitError: it is not; every such part is named.
+    """
     problems = _swin_problems(model) if is_swin(model) else _vit_problems(model)
+    if type(model.patch_embed) is not PatchEmbed:
+        problems.append(f"patch_embed is {type(model.patch_embed).__name__}, not PatchEmbed")
     for name in block_names(model):
         block = model.get_submodule(name)
+        if type(block) not in (Block, SwinTransformerBlock) or type(block.mlp) is not Mlp:
+            problems.append(f"{name} is {type(block).__name__} with {type(getattr(block, 'mlp', None)).__name__}")
+            continue
         if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != "none":
             problems.append(f"{name}.mlp.act is {block.mlp.act}, not exact GELU")
         if not isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity):
@@ -104,7 +117,7 @@ def _vit_problems(model: Network) -> list[str]:
         problems.append(f"global_pool={model.global_pool!r}")
     if model.global_pool == "avg" and model.pool_include_prefix:
         problems.append("pool_include_prefix")
-    if not isinstance(model.patch_embed.norm, nn.Identity):
+    if not isinstance(getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity):
         problems.append("patch_embed.norm")
     for name in block_names(model):
         attn = getattr(model.get_submodule(name), "attn", None)
@@ -126,6 +139,11 @@ def _swin_problems(model: Network) -> list[str]:
             problems.append(f"{name}: {block.input_resolution} tokens do not divide into windows {block.window_size}")
         if getattr(block, "dynamic_mask", False):
             problems.append(f"{name}.dynamic_mask")
+    for i, stage in enumerate(model.layers):
+        if i and not isinstance(stage.downsample, nn.Identity):
+            tokens = model.layers[i - 1].output_resolution
+            if any(side % 2 for side in tokens):
+                problems.append(f"layers.{i}.downsample: {tokens} tokens do not merge two by two")
     if model.head.global_pool.pool_type != "avg":
         problems.append(f"global_pool={model.head.global_pool.pool_type!r}")
     return problems

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from calib.synthesis.engine import BatchState
@@ -30,8 +31,9 @@ def save(work: Path, index: int, state: BatchState) -> None:
         "step": torch.tensor(state.step),
         "generator": state.generator.get_state(),
     }
+    history = {"history": json.dumps(state.history)}
     try:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial)
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, history)
         os.replace(partial, _path(work, index))
     finally:
         partial.unlink(missing_ok=True)
@@ -43,13 +45,17 @@ def restore(work: Path, index: int, fresh: BatchState) -> BatchState:
     if not path.is_file():
         return fresh
     try:
-        saved = load_file(path)
-    except (SafetensorError, OSError):
+        with safe_open(path, framework="pt") as file:
+            images, first, second = (file.get_tensor(name) for name in ("images", "first", "second"))
+            step = int(file.get_tensor("step"))
+            history = json.loads(file.metadata()["history"])
+            if not images.shape == first.shape == second.shape == fresh.images.shape or len(history) != step:
+                raise ValueError("a checkpoint of another batch")
+            fresh.generator.set_state(file.get_tensor("generator"))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError):
         path.unlink(missing_ok=True)
         return fresh
-    fresh.images, fresh.first, fresh.second = saved["images"], saved["first"], saved["second"]
-    fresh.step = int(saved["step"])
-    fresh.generator.set_state(saved["generator"])
+    fresh.images, fresh.first, fresh.second, fresh.step, fresh.history = images, first, second, step, history
     return fresh
 
 

@@ -37,7 +37,10 @@ class SyntheticSet:
 
 @dataclass
 class BatchState:
-    """Everything one batch needs to go on from: images and Adam's moments, in normalised space, float32."""
+    """Everything one batch needs to go on from: images and Adam's moments, in normalised space, float32.
+
+    ``history`` has one row of loss terms for every iteration so far.
+    """
 
     images: Tensor
     labels: Tensor
@@ -46,6 +49,7 @@ class BatchState:
     second: Tensor
     step: int
     generator: torch.Generator
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def synthesise(
@@ -81,7 +85,8 @@ def synthesise(
             if progress is not None:
                 progress(done + step, total, note)
 
-        history += _optimise(model, spec, config, state, index, device, work, report)
+        _optimise(model, spec, config, state, index, device, work, report)
+        history += state.history
         images.append(spec.denormalise(state.images).clamp(0, 1).half().cpu())
         labels.append(state.labels.cpu())
     if work is not None:
@@ -130,11 +135,10 @@ def _optimise(
     device: str,
     work: Path | None,
     report: Callable[[int, str], None],
-) -> list[dict[str, float]]:
+) -> None:
     state.images, state.first, state.second = (t.to(device) for t in (state.images, state.first, state.second))
     low, high = _pixel_limits(spec, state.images)
     rate = config.swin_learning_rate if is_swin(model) else config.learning_rate
-    history: list[dict[str, float]] = []
     saved = time.monotonic()
     with AttentionOutputs(model) as taps:
         while state.step < config.iterations:
@@ -151,14 +155,13 @@ def _optimise(
                 raise IntvitError(
                     "synthesis diverged", where=f"batch {index}, iteration {state.step}", next="try another --seed"
                 )
-            history.append({"batch": index, "step": state.step, **losses})
+            state.history.append({"batch": index, "step": state.step, **losses})
             report(state.step, f"loss {losses['total']:.2f}")
             if work is not None and time.monotonic() - saved > SAVE_EVERY_S:
                 save(work, index, state)
                 saved = time.monotonic()
     if work is not None and config.iterations:
         save(work, index, state)
-    return history
 
 
 def _gradient(

@@ -21,16 +21,16 @@ class ExpandInt4(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert one Cast per INT4 initializer."""
-        changed = False
-        for value in _int4(model):
-            for user in [use.node for use in value.uses()]:
-                wide = ir.Value(name=f"{value.name}.int8", shape=value.shape, type=ir.TensorType(ir.DataType.INT8))
-                to = ir.AttrInt64("to", ir.DataType.INT8.value)
-                cast = ir.Node("", "Cast", [value], [to], outputs=[wide], name=f"{value.name}/Cast")
-                user.prepend(cast)
+        found = _int4(model)
+        for value in found:
+            users = [use.node for use in value.uses()]
+            wide = ir.Value(name=f"{value.name}.int8", shape=value.shape, type=ir.TensorType(ir.DataType.INT8))
+            to = ir.AttrInt64("to", ir.DataType.INT8.value)
+            cast = ir.Node("", "Cast", [value], [to], outputs=[wide], name=f"{value.name}/Cast")
+            next(node for node in model.graph if node in users).prepend(cast)
+            for user in users:
                 user.replace_input_with(0, wide)
-                changed = True
-        return ir.passes.PassResult(model, changed)
+        return ir.passes.PassResult(model, bool(found))
 
     def ensures(self, model: ir.Model) -> None:
         """INT4 initializers feed Cast and nothing else."""
@@ -40,4 +40,5 @@ class ExpandInt4(ir.passes.InPlacePass):
 
 
 def _int4(model: ir.Model) -> list[ir.Value]:
-    return [value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT4]
+    values = model.graph.initializers.values()
+    return [value for value in values if value.dtype == ir.DataType.INT4 and value.uses()]

@@ -23,9 +23,11 @@ def patch_similarity(attention_output: Tensor, prefix_tokens: int) -> Tensor:
         attention_output: (B, H, T, d), A.V of one layer. prefix_tokens: class and register tokens to leave out.
 
     Returns:
-        (B, N, N) float32 in -1..1 with N = T - prefix_tokens.
+        (B, N, N) in -1..1 with N = T - prefix_tokens; float32, or float64 where the input is.
     """
-    patches = attention_output[:, :, prefix_tokens:].mean(1).float()
+    patches = attention_output[:, :, prefix_tokens:].mean(1)
+    if patches.dtype != torch.float64:
+        patches = patches.float()
     unit = patches / patches.norm(dim=-1, keepdim=True).clamp_min(1e-8)
     with torch.autocast(device_type=unit.device.type, enabled=False):
         return unit @ unit.transpose(1, 2)

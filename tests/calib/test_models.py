@@ -1,0 +1,239 @@
+"""Names, specs, weights: what can be asked for, what comes back, and what to do when it cannot be had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from calib import models
+from calib.checkpoint import sha256_of
+from calib.errors import IntvitError
+from calib.models import SHORT_NAMES, LoadedModel, describe, load, require_supported
+from tests.calib.networks import complete, pictures
+
+TAGS = {
+    "deit_t": "deit_tiny_patch16_224.fb_in1k",
+    "deit_s": "deit_small_patch16_224.fb_in1k",
+    "deit_b": "deit_base_patch16_224.fb_in1k",
+    "vit_t": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "vit_s": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "vit_b": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
+    "swin_s": "swin_small_patch4_window7_224.ms_in1k",
+}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def refusal(name: str, *args: object) -> IntvitError:
+    with pytest.raises(IntvitError) as caught:
+        load(name, *args)
+    return caught.value
+
+
+@pytest.mark.parametrize(("name", "tag"), TAGS.items())
+def test_short_names(name: str, tag: str) -> None:
+    spec = describe(name)
+    assert (spec.name, spec.tag, spec.input_size, spec.num_classes) == (name, tag, (3, 224, 224), 1000)
+
+
+def test_swin_b_is_a_base_swin_with_imagenet_classes() -> None:
+    spec = describe("swin_b")
+    assert spec.tag.startswith("swin_base_patch4_window7_224.") and spec.num_classes == 1000
+    assert SHORT_NAMES.keys() == {*TAGS, "swin_b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "stats", "crop"), [("vit_t", ((0.5,) * 3, (0.5,) * 3), 0.9), ("deit_t", IMAGENET, 0.9), ("swin_t", IMAGENET, 0.9)]
+)
+def test_preprocessing_is_the_published_one(name: str, stats: tuple, crop: float) -> None:
+    spec = describe(name)
+    assert ((spec.mean, spec.std), spec.crop_pct, spec.interpolation) == (stats, crop, "bicubic")
+
+
+def test_imagenet_classes_are_wordnet_ids_in_logit_order() -> None:
+    spec = describe("deit_t")
+    assert len(spec.class_ids) == len(set(spec.class_ids)) == len(spec.class_names) == 1000
+    assert spec.class_ids[0] == "n01440764" and spec.class_ids[999] == "n15075141"
+    assert list(spec.class_ids) == sorted(spec.class_ids)
+    assert "tench" in spec.class_names[0]
+
+
+def test_other_class_counts_are_plain_indices() -> None:
+    spec = describe("vit_tiny_patch16_224.augreg_in21k")
+    assert spec.class_ids[:2] == ("0", "1") and len(spec.class_ids) == spec.num_classes == 21843
+
+
+@pytest.mark.parametrize(
+    ("typo", "near"),
+    [("vit_digts", "vit_digits"), ("deit_x", "deit_t"), ("swin-t", "swin_t"), ("vit_tiny_patch16_225", "vit_tiny_patch16_224")],
+)
+def test_a_typo_lists_near_matches(typo: str, near: str) -> None:
+    with pytest.raises(IntvitError, match="unknown model") as caught:
+        describe(typo)
+    error = complete(caught.value)
+    assert error.next.startswith("near matches: ")
+    assert near in error.next
+
+
+@pytest.mark.parametrize("name", ["", "../x", "hf-hub:timm/x", "vit_t.foo", "VIT_T"])
+def test_strange_names_are_refused(name: str) -> None:
+    with pytest.raises(IntvitError, match="unknown model"):
+        describe(name)
+
+
+def test_an_unknown_tag_of_a_known_network_lists_its_tags() -> None:
+    with pytest.raises(IntvitError, match="no weights tagged") as caught:
+        describe("vit_tiny_patch16_224.nope")
+    assert "vit_tiny_patch16_224.augreg_in21k_ft_in1k" in caught.value.next
+
+
+def test_a_network_without_published_weights_points_to_the_short_names() -> None:
+    with pytest.raises(IntvitError, match="no weights tagged") as caught:
+        describe("vit_tiny_patch16_224_in21k")
+    assert "deit_t" in caught.value.next
+
+
+def test_unsupported_class() -> None:
+    error = complete(refusal("resnet18", "random"))
+    assert "ResNet" in error.what
+    assert "VisionTransformer" in error.why and "SwinTransformer" in error.why
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("vit_small_patch14_dinov2.lvd142m", "head is Identity"),
+        ("vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", "patch_embed is HybridEmbed"),
+        ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", None),
+    ],
+)
+def test_parts_that_cannot_be_lowered_are_told_before_anything_is_made(name: str, part: str | None) -> None:
+    if part is None:
+        assert type(load(name, "random").module) is VisionTransformer
+    else:
+        assert part in complete(refusal(name, "random")).where
+
+
+def test_subclasses_are_not_taken_for_what_they_extend(digits: LoadedModel) -> None:
+    class Other(VisionTransformer):
+        pass
+
+    with pytest.raises(IntvitError, match="Other"):
+        require_supported(Other(**digits.spec.kwargs), digits.spec)
+
+
+def state_bytes(module: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["vit_digits", "deit_t"])
+def test_random_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(name: str) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = load(name, "random", seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    second = load(name, "random", seed=3)
+    assert state_bytes(first.module) == state_bytes(second.module)
+    assert state_bytes(first.module) != state_bytes(load(name, "random", seed=4).module)
+    assert (first.weights, first.digest) == ("random", "random-3")
+    assert not first.module.training
+
+
+def test_swin_is_a_supported_class() -> None:
+    loaded = load("swin_t", "random")
+    assert type(loaded.module) is SwinTransformer
+
+
+def test_the_packaged_model_loads(digits: LoadedModel) -> None:
+    assets = Path(models.__file__).parent / "assets"
+    config = json.loads((assets / "vit_digits.json").read_text("utf-8"))
+    assert digits.weights == "packaged" and not digits.module.training
+    assert digits.digest == config["sha256"] == sha256_of(assets / "vit_digits.safetensors")
+    assert digits.spec.input_size == (3, 32, 32) and digits.spec.class_ids == tuple("0123456789")
+    stored = load_file(assets / "vit_digits.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in digits.module.state_dict().items())
+    assert digits.module(pictures(2, 32)).shape == (2, 10)
+
+
+def test_a_checkpoint_gives_the_same_network(tmp_path: Path, digits: LoadedModel) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_file({f"module.{name}": tensor for name, tensor in digits.module.state_dict().items()}, path)
+    loaded = load("vit_digits", str(path))
+    assert state_bytes(loaded.module) == state_bytes(digits.module)
+    assert (loaded.weights, loaded.digest) == ("checkpoint", sha256_of(path))
+
+
+def test_old_names_are_brought_up_to_date(tmp_path: Path) -> None:
+    """DeiT's and Swin's own releases carry names and buffers that timm has since changed."""
+    fresh = load("swin_t", "random").module
+    state = dict(fresh.state_dict())
+    state["head.weight"], state["head.bias"] = state.pop("head.fc.weight"), state.pop("head.fc.bias")
+    state["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
+    for i in (1, 2, 3):
+        for part in ("norm.weight", "norm.bias", "reduction.weight"):
+            state[f"layers.{i - 1}.downsample.{part}"] = state.pop(f"layers.{i}.downsample.{part}")
+    path = tmp_path / "swin.pth"
+    torch.save({"model": state}, path)
+    assert state_bytes(load("swin_t", str(path)).module) == state_bytes(fresh)
+
+
+@pytest.mark.parametrize("name", ["vit_digits", "vit_t", "swin_t"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"other": torch.zeros(2)},
+        {"patch_embed.proj.weight": torch.zeros(3), "norm.weight": torch.zeros(1)},
+        {"head.weight": torch.zeros(1), "layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(3, 3)},
+    ],
+    ids=["nothing in common", "odd patch embedding", "odd position bias"],
+)
+def test_checkpoints_of_another_model_are_refused(tmp_path: Path, name: str, state: dict) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file(state, path)
+    error = complete(refusal(name, str(path)))
+    assert "another model" in error.what and str(path) in error.where
+
+
+def test_digits_weights_do_not_fit_another_network() -> None:
+    path = Path(models.__file__).parent / "assets" / "vit_digits.safetensors"
+    assert "another model" in refusal("vit_t", str(path)).what
+
+
+def test_without_the_hub_the_way_round_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nand more lines")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    error = complete(refusal("deit_s"))
+    assert "could not be fetched" in error.what
+    assert "deit_small_patch16_224.fb_in1k" in error.where
+    assert error.why == "OSError: We couldn't connect to 'https://huggingface.co'"
+    for part in ("hf download timm/deit_small_patch16_224.fb_in1k", "--checkpoint model.safetensors", "--checkpoint random"):
+        assert part in error.next
+
+
+def test_hub_weights_have_a_digest_of_their_values(monkeypatch: pytest.MonkeyPatch, digits: LoadedModel) -> None:
+    monkeypatch.setattr(timm, "create_model", lambda tag, pretrained: VisionTransformer(**digits.spec.kwargs))
+    torch.manual_seed(0)
+    first = load("deit_t")
+    torch.manual_seed(0)
+    second = load("deit_t")
+    assert first.weights == "hub" and not first.module.training
+    assert first.digest == second.digest != load("deit_t").digest
+
+
+def test_pixels_and_network_input_are_each_others_inverse() -> None:
+    spec = describe("deit_t")
+    pixels = torch.rand(2, 3, 4, 4)
+    assert torch.allclose(spec.denormalise(spec.normalise(pixels)), pixels, atol=1e-6)
+    black = spec.normalise(torch.zeros(1, 3, 1, 1)).flatten().tolist()
+    assert black == pytest.approx([-m / s for m, s in zip(*IMAGENET, strict=True)])

@@ -1,0 +1,103 @@
+"""The recipe grammar: read, printed back the same, and refused with reasons."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calib.errors import IntvitError
+from calib.scheme import COMMON, GROUPS, Scheme, parse, require_buildable
+from tests.calib.networks import complete
+
+SCHEMES = st.builds(
+    Scheme,
+    st.integers(2, 8),
+    st.one_of(st.integers(2, 8), st.just(16)),
+    st.sampled_from([None, 8]),
+    st.sampled_from([None, *GROUPS]),
+    st.booleans(),
+)
+
+
+@given(SCHEMES)
+def test_printed_and_read_back(scheme: Scheme) -> None:
+    assert parse(str(scheme)) == scheme
+
+
+@given(SCHEMES, st.randoms(use_true_random=False))
+def test_case_space_and_order_of_options_do_not_matter(scheme: Scheme, random) -> None:
+    base, *options = str(scheme).split("+")
+    random.shuffle(options)
+    assert parse(f"  {'+'.join([base, *options]).upper()} ") == scheme
+
+
+@pytest.mark.parametrize("text", COMMON)
+def test_common_schemes_print_as_written(text: str) -> None:
+    assert str(parse(text)) == text
+
+
+def test_widths_mean_what_they_say() -> None:
+    scheme = parse("w4a16+attn8+g64+int")
+    assert scheme == Scheme(4, 16, 8, 64, True)
+    assert scheme.float_activations
+    assert not parse("w4a8").float_activations
+
+
+@pytest.mark.parametrize(
+    ("text", "why", "near"),
+    [
+        ("w4a9", "activations take 2 to 8 bits, or 16 for float, not 9", "w4a4"),
+        ("w9a8", "weights take 2 to 8 bits, not 9", "w8a8"),
+        ("w1a8", "weights take 2 to 8 bits, not 1", "w4a8"),
+        ("w8a1", "activations take 2 to 8 bits, or 16 for float, not 1", "w8a8"),
+        ("w8a32", "activations take 2 to 8 bits, or 16 for float, not 32", "w8a16"),
+        ("w8b8", "a scheme is w<weight bits>a<activation bits>", "w8a8"),
+        ("int8", "a scheme is", "w"),
+        ("", "a scheme is", "w8a8"),
+        ("w8a8+attn4", "unknown option +attn4; known: +attn8, +int, +g16, +g32, +g64, +g128", "w8a8+attn8"),
+        ("w8a8+g65", "unknown option +g65", "w8a8"),
+        ("w8a8+", "unknown option +", "w8a8"),
+        ("w-8a8", "a scheme is", "w8a8"),
+        ("w8a8\n+attn8", "a scheme is", "w8a8+attn8"),
+    ],
+)
+def test_bad_schemes_say_why_and_what_is_near(text: str, why: str, near: str) -> None:
+    with pytest.raises(IntvitError, match="unknown scheme") as caught:
+        parse(text)
+    error = complete(caught.value)
+    assert why in error.why
+    assert error.next.startswith("near matches: ")
+    assert near in error.next
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        scheme = parse(text)
+    except IntvitError:
+        return
+    assert parse(str(scheme)) == scheme
+
+
+@pytest.mark.parametrize("text", ["w8a8", "w4a8", "w4a4", "w3a8", "w2a2", "w4a16"])
+def test_plain_schemes_can_be_built(text: str) -> None:
+    require_buildable(parse(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "instead"),
+    [
+        ("w8a8+attn8", "+attn8", "w8a8"),
+        ("w4a16+g64", "+g64", "w4a16"),
+        ("w4a8+int", "+int", "w4a8"),
+        ("w4a8+attn8+g32+int", "+attn8 and +g32 and +int", "w4a8"),
+    ],
+)
+def test_what_no_target_runs_is_refused_with_an_alternative(text: str, named: str, instead: str) -> None:
+    with pytest.raises(IntvitError) as caught:
+        require_buildable(parse(text))
+    error = complete(caught.value)
+    assert error.what.startswith(named + " cannot be built")
+    assert f"--bits {instead}:" in error.next
+    assert text in error.where

@@ -1,0 +1,92 @@
+"""The main job on a real ImageNet ViT-Ti: every figure the README's table rests on, end to end through the verbs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(2400)]
+BLOCKS = 12
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bundle and what its manifest says was measured while it was built."""
+
+    folder: Path
+    reported: dict[str, Any]
+
+
+def verb(module: str, *arguments: str, code: int = 0) -> str:
+    """Run a verb as a person would; returns what it printed."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory, vit_tiny_checkpoint: Path, photographs: Path) -> Any:
+    """Build vit_t at a scheme, once a scheme; all share the synthetic images through one cache."""
+    root = tmp_path_factory.mktemp("real")
+    done: dict[str, Built] = {}
+
+    def at(scheme: str) -> Built:
+        if scheme not in done:
+            out = root / scheme
+            arguments = ["--model", "vit_t", "--checkpoint", str(vit_tiny_checkpoint), "--bits", scheme]
+            arguments += ["--method", "psaq", "--eval", str(photographs), "--out", str(out)]
+            verb("toolchain.build", *arguments, "--cache", str(root / "cache"))
+            done[scheme] = Built(out, json.loads((out / "manifest.json").read_text())["reported"])
+        return done[scheme]
+
+    return at
+
+
+def test_float_top1_proves_the_preprocessing(build: Any) -> None:
+    assert abs(build("w8a8").reported["float_top1"] - 87.5) <= 0.3
+
+
+def test_w8a8_top1_without_a_real_image(build: Any) -> None:
+    built = build("w8a8")
+    assert json.loads((built.folder / "manifest.json").read_text())["data_free"] is True
+    assert built.reported["images"] == 1000
+    assert built.reported["engine_top1"] >= 83.5
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_engine_and_fake_quant_agree_on_accuracy(build: Any, scheme: str) -> None:
+    reported = build(scheme).reported
+    limit = 0.3 if scheme == "w8a8" else 1.0
+    assert abs(reported["engine_top1"] - reported["fake_quant_top1"]) <= limit
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_parity(build: Any, scheme: str, tmp_path: Path) -> None:
+    verb("runtime.parity", str(build(scheme).folder), "--json", str(tmp_path / "parity.json"))
+    found = json.loads((tmp_path / "parity.json").read_text())
+    assert found["ok"] and found["logits_sqnr_db"] >= 35
+    assert found["taps"][0]["max_lsb"] == 0
+    assert all(tap["max_lsb"] <= 1 and tap["mismatch_rate"] < 0.1 for tap in found["taps"])
+
+
+def test_four_integer_products_in_every_block(build: Any, tmp_path: Path) -> None:
+    verb("toolchain.inspect", str(build("w8a8").folder), "--json", str(tmp_path / "inspect.json"))
+    found = json.loads((tmp_path / "inspect.json").read_text())
+    assert found["integer_mac_fraction"] == 1.0
+    for block in range(BLOCKS):
+        rows = [row for row in found["layers"] if row["name"].startswith(f"blocks.{block}.")]
+        assert len(rows) == 4 and all(row["executed_as"].startswith("MatMulIntegerToFloat") for row in rows)
+
+
+def test_four_bit_weights_take_half_the_room(build: Any, tmp_path: Path) -> None:
+    sizes = {}
+    for scheme in ("w8a8", "w4a8"):
+        verb("toolchain.inspect", str(build(scheme).folder), "--json", str(tmp_path / f"{scheme}.json"))
+        sizes[scheme] = json.loads((tmp_path / f"{scheme}.json").read_text())["linear_weight_bytes"]
+    assert sizes["w4a8"] <= 0.55 * sizes["w8a8"]

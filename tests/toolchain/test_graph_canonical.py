@@ -1,0 +1,161 @@
+"""The canonical graph's promises: opset, zero points, fused nodes, how weights and biases are stored, same bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto
+from torch import nn
+
+from calib.calibrated import CalibratedModel
+from calib.quant.families import block_names
+from tests.toolchain.nets import calibrated, digits, noise, run, serialized, spec_of, swin, vit
+from toolchain.graph import canonical_graph
+
+SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a4", "w5a8", "w4a16")
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "vit": lambda: vit(global_pool="avg", reg_tokens=1),
+    "swin": swin,
+}
+
+
+@pytest.fixture(scope="module")
+def models() -> Callable[[str], CalibratedModel]:
+    made: dict[str, CalibratedModel] = {}
+
+    def model(scheme: str) -> CalibratedModel:
+        if scheme not in made:
+            made[scheme] = calibrated(*digits(), scheme)
+        return made[scheme]
+
+    return model
+
+
+def nodes(graph: onnx.GraphProto, op_type: str) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if node.op_type == op_type]
+
+
+def nibbles(tensor: onnx.TensorProto) -> np.ndarray:
+    """Signed 4-bit values, the low half of each byte first: an unpacking of our own."""
+    packed = np.frombuffer(tensor.raw_data, dtype=np.uint8)
+    halves = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.int8)
+    signed = np.where(halves > 7, halves - 16, halves)
+    return signed[: int(np.prod(tensor.dims))].reshape(tensor.dims)
+
+
+def check_promises(model: CalibratedModel) -> None:
+    proto = ir.serde.serialize_model(canonical_graph(model))
+    onnx.checker.check_model(proto, full_check=True)
+    graph = proto.graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 21)]
+    assert not proto.functions
+    assert all(node.domain == "" for node in graph.node)
+    names = [node.name for node in graph.node]
+    assert len(set(names)) == len(names) and "" not in names
+
+    blocks = block_names(model.module)
+    norms = [name for name, part in model.module.named_modules() if isinstance(part, nn.LayerNorm)]
+    assert len(nodes(graph, "LayerNormalization")) == len(norms)
+    assert len(nodes(graph, "Gelu")) == len(blocks)
+    assert len(nodes(graph, "Softmax")) == len(blocks)
+    assert not {node.op_type for node in graph.node} & {"Erf", "Pow", "Sqrt", "Tanh", "Div", "Gemm", "Conv"}
+
+    zeros = [node.input[2] for kind in ("QuantizeLinear", "DequantizeLinear") for node in nodes(graph, kind)
+             if len(node.input) > 2]  # fmt: skip
+    assert all(not onnx.numpy_helper.to_array(held[name]).any() for name in zeros)
+    for node in nodes(graph, "QuantizeLinear"):
+        assert held[node.input[2]].data_type == TensorProto.INT8
+
+    layers = model.layers()
+    quantized = [name for name, layer in layers.items() if layer.in_quant is not None]
+    assert [node.output[0] for node in nodes(graph, "QuantizeLinear")] == [f"{name}.input_q" for name in quantized]
+    assert len(nodes(graph, "DequantizeLinear")) == len(quantized) + len(layers)
+    for name, layer in layers.items():
+        rows, columns = layer.out_features, layer.in_features
+        bias, weight, scale = (held[f"{name}.{part}"] for part in ("bias", "weight_q", "weight_scale"))
+        assert list(bias.dims) == [1, 1, rows]
+        assert bias.data_type == TensorProto.FLOAT
+        assert list(weight.dims) == [columns, rows]
+        assert list(scale.dims) == [rows]
+        assert (onnx.numpy_helper.to_array(scale) > 0).all()
+        wanted = layer.weight_q.numpy().T
+        if layer.weight_bits <= 4:
+            assert weight.data_type == TensorProto.INT4
+            assert len(weight.raw_data) == -(-rows * columns // 2)
+            assert not weight.int32_data
+            assert (nibbles(weight) == wanted).all()
+        else:
+            assert weight.data_type == TensorProto.INT8
+            assert len(weight.raw_data) == rows * columns
+            assert (np.frombuffer(weight.raw_data, np.int8).reshape(weight.dims) == wanted).all()
+        limit = 2 ** (layer.weight_bits - 1) - 1
+        assert np.abs(wanted).max() <= limit
+        (reader,) = [node for node in graph.node if f"{name}.weight_q" in node.input]
+        assert (reader.op_type, {a.name: a.i for a in reader.attribute}) == ("DequantizeLinear", {"axis": 1})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_promises_on_vit_digits(models: Callable[[str], CalibratedModel], scheme: str) -> None:
+    check_promises(models(scheme))
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_promises_on_other_networks(network: str, scheme: str) -> None:
+    module = NETWORKS[network]()
+    check_promises(calibrated(module, spec_of(module), scheme))
+
+
+def test_the_network_has_the_nodes_it_should(models: Callable[[str], CalibratedModel]) -> None:
+    found = Counter(node.op_type for node in canonical_graph(models("w8a8")).graph)
+    # 3 blocks: 4 linears and 2 attention products each, the patch embedding and the head; 7 norms; 3 shifts after GELU
+    assert found["MatMul"] == 3 * 6 + 2
+    assert found["QuantizeLinear"] == 3 * 4 + 2
+    assert found["DequantizeLinear"] == 2 * (3 * 4 + 2)
+    assert found["LayerNormalization"] == 7
+    assert found["Gelu"] == 3
+    assert found["Sub"] == 3
+    assert found["Clip"] == 0
+
+
+def test_only_activations_of_fewer_than_8_bits_are_clipped() -> None:
+    model = calibrated(*digits(), "w4a4")
+    graph = canonical_graph(model).graph
+    clips = {node.name.removesuffix("/Clip"): node for node in graph if node.op_type == "Clip"}
+    assert set(clips) == {name for name, layer in model.layers().items() if layer.act_bits == 4}
+    assert "patch_embed.proj" not in clips
+    assert "head" in clips
+    for name, node in clips.items():
+        scale = model.layers()[name].in_quant.scale.item()
+        low, high = (value.const_value.numpy() for value in node.inputs[1:])
+        assert (low.item(), high.item()) == (np.float32(-8 * scale), np.float32(7 * scale))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_same_model_gives_the_same_bytes(network: str, tmp_path: Path) -> None:
+    module = NETWORKS[network]()
+    model = calibrated(module, spec_of(module), "w4a4")
+    first, second = serialized(canonical_graph(model)), serialized(canonical_graph(model))
+    assert first == second
+    again = calibrated(module, spec_of(module), "w4a4")
+    assert serialized(canonical_graph(again)) == first
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_graph_computes_what_the_calibrated_model_computes(
+    models: Callable[[str], CalibratedModel], batch: int
+) -> None:
+    model = models("w8a8")
+    images = noise(model.spec, batch, seed=5)
+    made = run(canonical_graph(model), {"images": images}, optimize=False)
+    wanted = model.logits(images).numpy()
+    assert made.shape == wanted.shape
+    # a rounding that falls the other way somewhere inside moves the logits by far less than quantization itself
+    assert np.abs(made - wanted).max() < 0.02 * np.abs(wanted).max()

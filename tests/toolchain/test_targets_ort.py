@@ -1,0 +1,132 @@
+"""The ORT dialect: what it refuses, and what ONNX Runtime really makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from calib.errors import IntvitError
+from runtime.backends.ort import optimized_bytes
+from runtime.execution import INTEGER_KERNELS, execution
+from runtime.onnx_wire import read_graph
+from tests.toolchain.nets import calibrated, from_text, noise, run, serialized, spec_of, swin, vit
+from toolchain.graph import canonical_graph
+from toolchain.targets import ort
+
+GOOD = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[B, 2, 4] x) => (float[B, 2, 3] y)
+<float step = {0.015625}, int8 zero = {0}, float[3] ws = {0.5, 0.25, 0.125},
+ int8[4, 3] w = {7, -6, 5, -4, 3, -2, 1, 0, -7, 6, -5, 4}, float[1, 1, 3] bias = {1, -2, 3}>
+{
+  [quantizer] x_q = QuantizeLinear(x, step, zero)
+  x_dq = DequantizeLinear(x_q, step, zero)
+  [dequantizer] w_dq = DequantizeLinear<axis = 1>(w, ws)
+  [product] p = MatMul(x_dq, w_dq)
+  [sum] y = Add(p, bias)
+}"""
+
+
+def refused(text: str) -> IntvitError:
+    with pytest.raises(IntvitError) as caught:
+        ort.check(from_text(text))
+    return caught.value
+
+
+def test_a_legal_graph_passes() -> None:
+    ort.check(from_text(GOOD))
+
+
+@pytest.mark.parametrize("shape", ["float[3] bias", "float[1, 3] bias"])
+def test_a_bias_that_is_not_three_dimensional_is_refused(shape: str) -> None:
+    error = refused(GOOD.replace("float[1, 1, 3] bias", shape))
+    assert error.where == "product"
+    assert "(1, 1, N)" in error.why
+
+
+def test_a_one_dimensional_bias_is_refused_on_either_side_of_the_add() -> None:
+    text = GOOD.replace("float[1, 1, 3] bias", "float[3] bias").replace("Add(p, bias)", "Add(bias, p)")
+    assert refused(text).where == "product"
+
+
+def test_quantized_integers_with_two_readers_are_refused() -> None:
+    text = GOOD.replace("[product] p = MatMul(x_dq, w_dq)", "x2 = DequantizeLinear(x_q, step, zero)\n"
+                        "  [product] p0 = MatMul(x_dq, w_dq)\n  p1 = MatMul(x2, w_dq)\n  p = Add(p0, p1)")  # fmt: skip
+    error = refused(text)
+    assert error.where == "quantizer"
+    assert "more than one" in error.why
+
+
+def test_int4_that_is_dequantized_directly_is_refused() -> None:
+    error = refused(GOOD.replace("int8[4, 3] w", "int4[4, 3] w"))
+    assert error.where == "dequantizer"
+    assert "Cast" in error.why
+
+
+def test_lowering_leaves_the_canonical_graph_as_it_was() -> None:
+    module = vit()
+    canonical = canonical_graph(calibrated(module, spec_of(module), "w4a4"))
+    before = serialized(canonical)
+    dialect = ort.lower(canonical)
+    assert serialized(canonical) == before
+    assert serialized(dialect) != before
+    types = Counter(node.op_type for node in dialect.graph)
+    assert types["Sub"] == 0
+    assert types["Cast"] == 2 * 4 + 1  # every linear but the patch embedding
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_every_linear_of_vit_digits_is_an_integer_kernel(
+    digits_bundle: Callable[[str], Path], scheme: str
+) -> None:
+    graph = read_graph(optimized_bytes((digits_bundle(scheme) / "ort/model.onnx").read_bytes()))
+    found = graph.op_histogram()
+    blocks = 3
+    assert found["MatMulIntegerToFloat"] == 4 * blocks + 2
+    assert found["MatMul"] == 2 * blocks  # the attention products, float
+    assert found["QuantizeLinear"] == 4 * blocks + 2
+    assert "DequantizeLinear" not in found
+    assert "Gemm" not in found
+    assert "Cast" not in found  # folded at load
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a8"])
+def test_every_linear_of_a_tiny_swin_is_an_integer_kernel(scheme: str) -> None:
+    module = swin()
+    dialect = ort.lower(canonical_graph(calibrated(module, spec_of(module), scheme)))
+    optimized = read_graph(optimized_bytes(serialized(dialect)))
+    found = execution(optimized, [])
+    assert sum(found.integer_kernels.values()) == 4 * 4 + 3  # blocks; patch embedding, merging, head
+    assert set(found.integer_kernels) <= INTEGER_KERNELS
+    assert not found.fallbacks
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_canonical_and_dialect_give_the_same_logits(scheme: str, batch: int) -> None:
+    module = vit(global_pool="avg", reg_tokens=1)
+    spec = spec_of(module)
+    canonical = canonical_graph(calibrated(module, spec, scheme))
+    images = {"images": noise(spec, batch, seed=7).numpy()}
+    wanted = run(canonical, images, optimize=False)
+    for optimize in (False, True):
+        made = run(ort.lower(canonical), images, optimize)
+        assert np.abs(made - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+def test_the_dialect_keeps_names_that_the_manifest_speaks_of() -> None:
+    module = vit()
+    model = calibrated(module, spec_of(module), "w4a8")
+    dialect = ort.lower(canonical_graph(model))
+    values = {value.name for node in dialect.graph for value in node.outputs}
+    names = {node.name for node in dialect.graph}
+    for name in model.layers():
+        assert f"{name}.input_q" in values
+        assert f"{name}/MatMul" in names
+    assert [value.name for value in dialect.graph.inputs] == ["images"]
+    assert [value.name for value in dialect.graph.outputs] == ["logits"]
+    assert isinstance(dialect, ir.Model)
