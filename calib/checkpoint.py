@@ -78,7 +78,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise IntvitError(
             "the checkpoint is damaged or holds more than plain tensors, and nothing else is ever unpickled",
             where=str(path),
-            why=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else 'no detail'}",
+            why=reason(error),
             next="where you trust its source, open it once with torch.load(F, weights_only=False) and write its state "
             "dict with safetensors.torch.save_file(state, 'model.safetensors')",
         ) from error
@@ -98,6 +98,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             next="save model.state_dict(), not the model",
         )
     return loaded
+
+
+def reason(error: Exception) -> str:
+    """The line of another library's error that says what it met; torch puts advice in front of it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith("WeightsUnpickler error:")] or lines or ["no detail"]
+    return f"{type(error).__name__}: {telling[0].removeprefix('WeightsUnpickler error: ')[:300]}"
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:

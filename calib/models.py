@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import nn
 
-from calib.checkpoint import load_into, read_state_dict, sha256_of
+from calib.checkpoint import load_into, read_state_dict, reason, sha256_of
 from calib.errors import IntvitError
 from calib.hub import fetch
 from calib.quant.surgery import refuse_unknown_parts
@@ -211,7 +211,7 @@ def _adapted(adapt: Callable[..., dict[str, Any]], state: dict[str, Any], module
         raise IntvitError(
             "the checkpoint is of another model",
             where=where,
-            why=f"timm's filter for {type(module).__name__} fails on it: {str(error).splitlines()[0][:200]}",
+            why=f"timm's filter for {type(module).__name__} fails on it: {reason(error)}",
             next="check --model against the checkpoint; any full timm tag can be given",
         ) from error
 

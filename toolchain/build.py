@@ -91,7 +91,8 @@ def _assemble(
     except OSError as error:
         raise write_error(out, error) from error
     try:
-        shutil.copytree(lowered, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json"))
+        ignore = shutil.ignore_patterns("stage.json")
+        shutil.copytree(lowered, partial, dirs_exist_ok=True, ignore=ignore, copy_function=shutil.copyfile)
         partial.chmod(0o755)
         manifest = make_manifest(model, origin, targets, partial)
         write_manifest(partial, manifest)

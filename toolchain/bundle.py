@@ -56,8 +56,8 @@ def write_golden(model: CalibratedModel, original: nn.Module, images: Tensor, pa
 
 
 def as_rows(tap: Tensor) -> Tensor:
-    """A tap as the graphs hold it: the pooled token keeps its axis, (B, K) becomes (B, 1, K)."""
-    return tap[:, None] if tap.ndim == 2 else tap
+    """A tap as the graphs hold it, (B', T, K): a pooled token keeps its axis, Swin's rows and columns are one."""
+    return tap.reshape(tap.shape[0], -1, tap.shape[-1])
 
 
 def write_side_files(model: CalibratedModel, pixels: Tensor, folder: Path) -> None:

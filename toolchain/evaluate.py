@@ -41,4 +41,5 @@ def measure(bundle: Bundle, model: CalibratedModel, data: Path) -> dict[str, Any
         "agreement": result.agreement,
         "stderr": result.stderr,
         "fake_quant_stderr": paired_stderr(hits, result.baseline.hits(result.labels, 1)),
+        "engine_minus_fake_quant_stderr": paired_stderr(result.engine.hits(result.labels, 1), hits),
     }

@@ -104,8 +104,10 @@ def _executing(layer: Layer, optimized: Graph) -> Node | None:
     for node in optimized.nodes:
         if node.name == layer.tensor or f"{layer.tensor}:0" in node.outputs:
             return node
-    add = f"{layer.name}/Add:0"
-    return next((node for node in optimized.nodes if add in node.outputs), None)
+    found = optimized.producer.get(f"{layer.name}/Add:0")
+    while found is not None and found.op_type == "Reshape":  # a Gemm takes two dimensions and gives them back
+        found = optimized.producer.get(found.inputs[0])
+    return found
 
 
 def _kernel_name(node: Node, graph: Graph) -> str:

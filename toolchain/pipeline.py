@@ -26,11 +26,15 @@ from toolchain.bundle import write_golden, write_side_files
 from toolchain.lowering import lower
 from toolchain.stages import StageResult, StageStore
 
-MODEL_CODE = ("calib/models.py", "calib/checkpoint.py", "calib/quant")
+# What a stage's key covers: every module that has a part in its result. A test follows the imports.
+MODEL_CODE = ("calib/models.py", "calib/checkpoint.py", "calib/scheme.py", "calib/quant", "toolchain/pipeline.py")
 SYNTHESIS_CODE = (*MODEL_CODE, "calib/synthesis", "calib/taps.py")
-CALIBRATE_CODE = (*MODEL_CODE, "calib/align", "calib/calibrate.py", "calib/calibrated.py", "calib/real_images.py")
+REAL_CODE = (*MODEL_CODE, "calib/real_images.py")
+CALIBRATE_CODE = (*REAL_CODE, "calib/align", "calib/calibrate.py", "calib/calibrated.py")
 LOWER_CODE = (
     *CALIBRATE_CODE,
+    "calib/synthesis",
+    "calib/taps.py",
     "calib/preview.py",
     "toolchain/graph",
     "toolchain/passes",
@@ -117,7 +121,7 @@ def _real_stage(job: Job, store: StageStore) -> StageResult:
         pixels = job.loaded.spec.denormalise(images).clamp(0, 1)
         save_images(SyntheticSet(pixels, torch.full((len(pixels),), -1)), folder)
 
-    return store.run("real-images", inputs, (*MODEL_CODE, "calib/real_images.py"), work)
+    return store.run("real-images", inputs, REAL_CODE, work)
 
 
 def read_images(stage: StageResult, job: Job) -> Tensor:

@@ -12,12 +12,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from runtime.errors import IntvitError
 from runtime.files import json_text, sha256_file, write_error
@@ -88,10 +90,17 @@ class StageStore:
                 self._make(final, checkpoints, inputs, work)
         except OSError as error:
             raise write_error(final, error) from error
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise write_error(final, OSError(int(number[1]), os.strerror(int(number[1])))) from error
         return StageResult(final, key, False)
 
     def _make(self, final: Path, checkpoints: Path, inputs: dict[str, Any], work: Callable[[Path, Path], None]) -> None:
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.root))
+        partial = self.root / f".partial-{final.name}"  # whoever left one there is gone: we hold the lock
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         try:
             work(partial, checkpoints)
             files = {str(p.relative_to(partial)): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}

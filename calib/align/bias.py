@@ -1,10 +1,9 @@
 """Bias correction: take the layer's own mean error out of its bias.
 
-Empirical bias correction (Nagel et al., ICCV 2019) with two differences that decide its worth on ViTs. The error is
-the layer's own (same quantized input, float layer against integer layer), since the error inherited through the
-residual stream is not the bias's to mend. And every token counts by the inverse of its energy, since otherwise the
-error of a few massive tokens is handed to all the others. Measured on the real ViT-Ti, see
-docs/decisions/0003-token-weighted-calibration.md.
+Empirical bias correction (Nagel et al., ICCV 2019) with two differences. The error is the layer's own (same quantized
+input, float layer against integer layer): the error inherited through the residual stream is not one bias's to mend,
+and correcting for it brings a 4-bit ViT to chance. And every token counts by the inverse of its energy, so that a few
+massive tokens do not decide for all. Measured in docs/decisions/0003-own-error-bias-correction.md.
 """
 
 from __future__ import annotations

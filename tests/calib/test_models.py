@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from calib import models
+from calib import hub, models
 from calib.checkpoint import sha256_of
 from calib.errors import IntvitError
 from calib.models import SHORT_NAMES, LoadedModel, describe, load, require_supported
@@ -208,11 +209,12 @@ def test_digits_weights_do_not_fit_another_network() -> None:
     assert "another model" in refusal("vit_t", str(path)).what
 
 
-def test_without_the_hub_the_way_round_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_weights_the_way_round_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nand more lines")
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     error = complete(refusal("deit_s"))
     assert "could not be fetched" in error.what
     assert "deit_small_patch16_224.fb_in1k" in error.where
@@ -221,8 +223,39 @@ def test_without_the_hub_the_way_round_it_is_told(monkeypatch: pytest.MonkeyPatc
         assert part in error.next
 
 
+def test_without_a_network_the_hub_library_is_told_not_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def offline(*args: object, **kwargs: object) -> None:
+        seen.append(hub.constants.HF_HUB_OFFLINE)
+        raise OSError("not cached")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    error = complete(refusal("deit_s"))
+    assert "no network" in error.why and "--checkpoint model.safetensors" in error.next
+    assert seen == [True] and hub.constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize("proxy", [None, "http://proxy:3128"])
+def test_a_name_that_does_not_resolve_is_no_network_except_behind_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, proxy: str | None
+) -> None:
+    def unknown(*args: object) -> None:
+        raise socket.gaierror("name or service not known")
+
+    monkeypatch.setattr(hub.socket, "getaddrinfo", unknown)
+    for name in hub.PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv("https_proxy", proxy)
+    assert hub.reachable() is bool(proxy)
+
+
 def test_hub_weights_have_a_digest_of_their_values(monkeypatch: pytest.MonkeyPatch, digits: LoadedModel) -> None:
     monkeypatch.setattr(timm, "create_model", lambda tag, pretrained: VisionTransformer(**digits.spec.kwargs))
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     torch.manual_seed(0)
     first = load("deit_t")
     torch.manual_seed(0)

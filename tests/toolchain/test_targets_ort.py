@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from calib.errors import IntvitError
-from runtime.backends.ort import optimized_bytes
+from runtime.backends.ort import make_session, optimized_bytes
 from runtime.execution import INTEGER_KERNELS, execution
 from runtime.onnx_wire import read_graph
 from tests.toolchain.nets import calibrated, from_text, noise, run, serialized, spec_of, swin, vit
@@ -113,9 +113,28 @@ def test_canonical_and_dialect_give_the_same_logits(scheme: str, batch: int) -> 
     canonical = canonical_graph(calibrated(module, spec, scheme))
     images = {"images": noise(spec, batch, seed=7).numpy()}
     wanted = run(canonical, images, optimize=False)
-    for optimize in (False, True):
-        made = run(ort.lower(canonical), images, optimize)
-        assert np.abs(made - wanted).max() < 2e-3 * np.abs(wanted).max()
+    dialect = ort.lower(canonical)
+    made = [run(dialect, images, optimize=False)]
+    if not scheme.endswith("a16"):  # the next test
+        made.append(run(dialect, images, optimize=True))
+    for logits in made:
+        assert np.abs(logits - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="runtime.backends.ort.graph_options lacks session.qdq_matmulnbits_accuracy_level=1: ORT's default is 4",
+)
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a16"])
+def test_weight_only_schemes_keep_float_activations_in_the_engine(scheme: str) -> None:
+    """By default ORT's MatMulNBits quantizes its float input to 8 bits; the runtime's session must say otherwise."""
+    module = vit()
+    spec = spec_of(module)
+    canonical = canonical_graph(calibrated(module, spec, scheme))
+    images = {"images": noise(spec, 3, seed=7).numpy()}
+    wanted = run(canonical, images, optimize=False)
+    engine = make_session(serialized(ort.lower(canonical)), threads=1)
+    assert np.abs(engine.run(None, images)[0] - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
 def test_the_dialect_keeps_names_that_the_manifest_speaks_of() -> None:

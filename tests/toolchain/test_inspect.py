@@ -1,0 +1,161 @@
+"""What really runs as integer, as ``toolchain.inspect`` reads it from ONNX Runtime's optimized graph."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from runtime import cli
+from runtime.bundle import Bundle
+from runtime.errors import IntvitError
+from tests.toolchain.nets import alter_graph, spec_of, swin, write_bundle
+from toolchain.inspect import inspect, main
+from toolchain.passes.match import set_constant
+
+DigitsBundle = Callable[[str], Path]
+BLOCKS = 3
+
+
+def read(bundle: Path, tmp_path: Path) -> dict[str, Any]:
+    out = tmp_path / "inspect.json"
+    assert cli.invoke(main, [str(bundle), "--json", str(out)]) == 0
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def test_the_json_has_the_fixed_keys(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
+    found = read(digits_bundle("w4a8"), tmp_path)
+    assert {"integer_mac_fraction", "layers"} <= found.keys()
+    assert [row["name"] for row in found["layers"][:3]] == ["patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.attn.proj"]
+    assert len(found["layers"]) == 4 * BLOCKS + 2
+    for row in found["layers"]:
+        assert {"name", "macs", "weight_bits", "activation_bits", "stored_as", "executed_as"} <= row.keys()
+    assert found["bundle"] == Bundle.open(digits_bundle("w4a8")).sha256
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [("w8a8", (8, 8)), ("w4a8", (4, 8)), ("w4a4", (4, 4)), ("w3a8", (3, 8))])
+def test_integer_schemes_run_as_integers(
+    digits_bundle: DigitsBundle, tmp_path: Path, scheme: str, bits: tuple[int, int]
+) -> None:
+    found = read(digits_bundle(scheme), tmp_path)
+    assert found["integer_mac_fraction"] == 1.0
+    assert found["warnings"] == []
+    assert found["operators"]["MatMulIntegerToFloat"] == 4 * BLOCKS + 2
+    embed, *rest = found["layers"]
+    assert (embed["weight_bits"], embed["activation_bits"], embed["stored_as"]) == (8, 8, "INT8")
+    for row in rest:
+        assert (row["weight_bits"], row["activation_bits"]) == bits
+        assert row["stored_as"] == ("INT4, two a byte" if bits[0] <= 4 else "INT8")
+        assert row["executed_as"].startswith("MatMulIntegerToFloat")
+        assert row["integer"]
+
+
+def test_macs_are_those_of_the_network(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
+    macs = {row["name"]: row["macs"] for row in read(digits_bundle("w8a8"), tmp_path)["layers"]}
+    patches, tokens, width = 64, 65, 96
+    assert macs["patch_embed.proj"] == patches * 3 * 4 * 4 * width
+    assert macs["blocks.1.attn.qkv"] == tokens * width * 3 * width
+    assert macs["blocks.1.attn.proj"] == tokens * width * width
+    assert macs["blocks.1.mlp.fc1"] == macs["blocks.1.mlp.fc2"] == tokens * width * 4 * width
+    assert macs["head"] == width * 10
+
+
+def test_weight_only_schemes_run_as_float(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
+    found = read(digits_bundle("w4a16"), tmp_path)
+    assert found["integer_mac_fraction"] == 0.0
+    assert not any(row["integer"] for row in found["layers"])
+    assert not any("Integer" in row["executed_as"] for row in found["layers"])
+    assert {row["activation_bits"] for row in found["layers"]} == {16}
+    assert found["layers"][1]["stored_as"] == "INT4, two a byte"
+
+
+def test_w4_takes_about_half_of_the_weight_bytes_of_w8(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
+    w4, w8 = read(digits_bundle("w4a8"), tmp_path), read(digits_bundle("w8a8"), tmp_path)
+    weights = 3 * 4 * 4 * 96 + BLOCKS * 12 * 96 * 96 + 96 * 10
+    assert w8["linear_weight_bytes"] == weights
+    assert 0.5 <= w4["linear_weight_bytes"] / w8["linear_weight_bytes"] <= 0.55
+    sizes = [(digits_bundle(scheme) / "ort/model.onnx").stat().st_size for scheme in ("w4a8", "w8a8")]
+    assert sizes[1] - sizes[0] > 0.4 * weights  # the file itself is smaller, not only what is said of it
+
+
+def test_a_tiny_swin_with_its_mergings(tmp_path: Path) -> None:
+    module = swin()
+    found = inspect(Bundle.open(write_bundle(module, spec_of(module), "w4a8", tmp_path / "bundle")))
+    assert found.integer_mac_fraction == 1.0
+    assert found.warnings == ()
+    rows = {row.name: row for row in found.layers}
+    assert rows["layers.1.downsample.reduction"].macs == (16 * 24 // 4) * 64 * 32
+    assert rows["layers.0.blocks.1.attn.qkv"].macs == 16 * 24 * 16 * 48
+
+
+def one_dimensional_bias(model: ir.Model) -> None:
+    """What the obvious export looks like: static batch, opset 20, bias (N,)."""
+    value = model.graph.initializers["blocks.1.mlp.fc1.bias"]
+    assert value.const_value is not None
+    set_constant(value, value.const_value.numpy().reshape(-1))
+    for edge in (*model.graph.inputs, *model.graph.outputs):
+        assert edge.shape is not None
+        edge.shape = ir.Shape([1, *list(edge.shape)[1:]])
+    model.graph.opset_imports[""] = 20
+
+
+def float_layer(model: ir.Model) -> None:
+    """One layer without its quantizers."""
+    node = next(node for node in model.graph if node.name == "blocks.1.mlp.fc1/MatMul")
+    dequantize = node.inputs[0].producer()
+    assert dequantize is not None and dequantize.inputs[0] is not None
+    quantize = dequantize.inputs[0].producer()
+    assert quantize is not None
+    node.replace_input_with(0, quantize.inputs[0])
+    model.graph.remove(dequantize, safe=True)
+    model.graph.remove(quantize, safe=True)
+
+
+@pytest.mark.parametrize(("change", "kernel"), [(one_dimensional_bias, "Gemm"), (float_layer, "MatMul")])
+def test_a_layer_that_runs_in_float_is_named(
+    digits_bundle: DigitsBundle,
+    tmp_path: Path,
+    change: Callable[[ir.Model], None],
+    kernel: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(digits_bundle("w8a8"), tmp_path / "bundle"))
+    alter_graph(folder, change)
+    found = read(folder, tmp_path)
+    assert any(line.startswith("WARNING") for line in found["warnings"])
+    assert "WARNING" in capsys.readouterr().out
+    rows = {row["name"]: row for row in found["layers"]}
+    slow = rows.pop("blocks.1.mlp.fc1")
+    assert not slow["integer"]
+    assert slow["executed_as"].startswith(kernel)
+    assert all(row["integer"] for row in rows.values())
+    total = slow["macs"] + sum(row["macs"] for row in rows.values())
+    assert found["integer_mac_fraction"] == pytest.approx(1 - slow["macs"] / total)
+
+
+def test_a_changed_bundle_is_refused(digits_bundle: DigitsBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    folder = Path(shutil.copytree(digits_bundle("w8a8"), tmp_path / "bundle"))
+    path = folder / "ort/model.onnx"
+    data = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data.tobytes())
+    assert cli.invoke(main, [str(folder), "--json", str(tmp_path / "out.json")]) == 1
+    assert "ort/model.onnx" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_graph_that_does_not_load_is_an_error_not_a_number(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(digits_bundle("w8a8"), tmp_path / "bundle"))
+
+    def break_it(model: ir.Model) -> None:
+        next(node for node in model.graph if node.op_type == "Softmax").op_type = "NoSuchOperator"
+
+    with pytest.raises(IntvitError, match="cannot load"):
+        inspect(alter_graph(folder, break_it))
