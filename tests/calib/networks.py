@@ -26,7 +26,8 @@ def trained(model: Any, seed: int = 0) -> Any:
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             module.weight.copy_(1 + 0.3 * normal(module.weight))
-            module.bias.copy_(0.3 * normal(module.bias))
+            if module.bias is not None:
+                module.bias.copy_(0.3 * normal(module.bias))
         elif isinstance(module, nn.Linear | nn.Conv2d):
             fan_in = module.weight[0].numel()
             module.weight.copy_(1.5 * normal(module.weight) / fan_in**0.5)

@@ -1,0 +1,123 @@
+"""Weight rounding: the best scale of its own grid, by brute force; never worse than max scaling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calib.align.rounding import relative_error, search_rounding, token_importance, weight_limit
+
+BITS = st.integers(2, 8)
+
+
+def problem(seed: int, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    weight *= torch.exp(torch.randn(rows, columns, generator=generator))  # heavy tails: clipping pays
+    return weight, torch.rand(columns, generator=generator) ** 2
+
+
+def error_of(row: np.ndarray, scale: float, limit: int, importance: np.ndarray) -> float:
+    levels = np.clip(np.rint(row / np.float32(scale)), -limit, limit).astype(np.float64)
+    return float((importance * (row.astype(np.float64) - levels * float(np.float32(scale))) ** 2).sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 12), BITS, st.sampled_from([1, 2, 10, 20]))
+def test_equals_brute_force_over_its_grid(seed: int, rows: int, columns: int, bits: int, steps: int) -> None:
+    weight, importance = problem(seed, rows, columns)
+    limit = weight_limit(bits)
+    levels, scale = search_rounding(weight, bits, importance, steps)
+    assert levels.dtype == torch.int8 and levels.abs().max() <= limit
+    assert scale.dtype == torch.float32 and (scale > 0).all()
+    weights, weighted = weight.numpy(), importance.numpy().astype(np.float64)
+    for i, row in enumerate(weights):
+        full = np.float32(np.abs(row).max()) / np.float32(limit)
+        grid = [full * np.float32(f) for f in np.linspace(1.0, 0.8 if bits == 8 else 0.5, steps, dtype=np.float32)]
+        best = min(error_of(row, s, limit, weighted) for s in grid)
+        found = error_of(row, float(scale[i]), limit, weighted)
+        assert found <= best * (1 + 1e-4) + 1e-12
+        assert min(abs(float(scale[i]) / float(s) - 1) for s in grid) < 1e-6
+        assert np.array_equal(levels[i].numpy(), np.clip(np.rint(row / scale[i].numpy()), -limit, limit))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), BITS)
+def test_never_worse_than_scaling_by_the_maximum(seed: int, bits: int) -> None:
+    weight, importance = problem(seed, 6, 40)
+    limit = weight_limit(bits)
+    levels, scale = search_rounding(weight, bits, importance)
+    plain_scale = weight.abs().amax(1, keepdim=True) / limit
+    plain = (weight / plain_scale).round() * plain_scale
+    searched = levels * scale[:, None]
+    errors = [((weight - made).square() * importance).double().sum(1) for made in (searched, plain)]
+    assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
+
+
+def test_clipping_pays_at_low_bits() -> None:
+    weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(256)
+    for bits, gain in ((2, 0.8), (3, 0.8), (4, 0.95)):
+        levels, scale = search_rounding(weight, bits, ones)
+        full = weight.abs().amax(1, keepdim=True) / weight_limit(bits)
+        plain = (weight - (weight / full).round() * full).square().sum()
+        assert (weight - levels * scale[:, None]).square().sum() < gain * plain
+
+
+def test_important_channels_are_served_first() -> None:
+    weight = torch.tensor([[1.0, 0.26, 0.26, 0.26]])
+    favoured, _ = search_rounding(weight, 2, torch.tensor([1e-6, 1.0, 1.0, 1.0]))
+    ignored, _ = search_rounding(weight, 2, torch.tensor([1.0, 1e-6, 1e-6, 1e-6]))
+    assert favoured.tolist() == [[1, 1, 1, 1]] and ignored[0, 1:].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rows_of_zeros_have_a_positive_scale(bits: int) -> None:
+    levels, scale = search_rounding(torch.zeros(2, 5), bits, torch.ones(5))
+    assert not levels.any() and (scale > 0).all() and torch.isfinite(scale).all()
+
+
+def test_exact_weights_stay_exact() -> None:
+    levels = torch.tensor([[-7, 0, 3, 7], [7, -1, 2, 5]], dtype=torch.int8)
+    found, scale = search_rounding(levels * 0.5, 4, torch.ones(4))
+    assert torch.equal(found, levels) and scale.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(2, 1), (3, 3), (4, 7), (8, 127)])
+def test_limits_are_symmetric(bits: int, limit: int) -> None:
+    assert weight_limit(bits) == limit
+    levels, _ = search_rounding(torch.tensor([[-1.0, 1.0, 0.5]]), bits, torch.ones(3))
+    assert levels.min() == -limit and levels.max() == limit
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000))
+def test_importance_does_not_depend_on_any_tokens_size(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(20, 6, generator=generator)
+    factors = torch.exp(4 * torch.randn(20, 1, generator=generator))
+    assert torch.allclose(token_importance(rows), token_importance(rows * factors), rtol=1e-4)
+    assert float(token_importance(rows).sum()) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_importance_is_the_mean_square_of_unit_tokens() -> None:
+    rows = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1000.0, 0.0]])
+    assert torch.allclose(token_importance(rows), torch.tensor([(0.36 + 1) / 3, (0.64 + 1) / 3]))
+    assert torch.equal(token_importance(torch.zeros(3, 2)), torch.zeros(2))
+
+
+def test_relative_error_counts_every_token_alike() -> None:
+    target = torch.tensor([[1.0, 0.0], [1000.0, 0.0]])
+    made = torch.tensor([[1.5, 0.0], [1000.0, 0.0]])
+    # the floor, a millionth of the mean energy, halves the weight of the token that is a million times weaker
+    floor = 1e-6 * float(target.square().sum(1).mean())
+    assert relative_error(made, target) == pytest.approx(0.25 / (1 + floor) / 2, rel=1e-4)
+    assert relative_error(target, target) == 0.0
+    assert relative_error(2 * target[:1], target[:1]) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_relative_error_of_silence_is_a_number() -> None:
+    assert relative_error(torch.zeros(3, 2), torch.zeros(3, 2)) == 0.0
