@@ -165,7 +165,16 @@ def test_a_whole_pickled_module_is_refused(tmp_path: Path, wrapped: bool) -> Non
 
 @pytest.mark.parametrize(
     "content",
-    [{}, {"model": {}}, [STATE], STATE["weight"], {"epoch": 3}, {"model": {"weight": 1.0}}, {0: STATE["weight"]}, "text"],
+    [
+        {},
+        {"model": {}},
+        [STATE],
+        STATE["weight"],
+        {"epoch": 3},
+        {"model": {"weight": 1.0}},
+        {0: STATE["weight"]},
+        "text",
+    ],
     ids=str,
 )
 def test_other_contents_are_not_a_state_dict(tmp_path: Path, content: object) -> None:

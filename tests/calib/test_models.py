@@ -52,7 +52,8 @@ def test_swin_b_is_a_base_swin_with_imagenet_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stats", "crop"), [("vit_t", ((0.5,) * 3, (0.5,) * 3), 0.9), ("deit_t", IMAGENET, 0.9), ("swin_t", IMAGENET, 0.9)]
+    ("name", "stats", "crop"),
+    [("vit_t", ((0.5,) * 3, (0.5,) * 3), 0.9), ("deit_t", IMAGENET, 0.9), ("swin_t", IMAGENET, 0.9)],
 )
 def test_preprocessing_is_the_published_one(name: str, stats: tuple, crop: float) -> None:
     spec = describe(name)
@@ -74,7 +75,12 @@ def test_other_class_counts_are_plain_indices() -> None:
 
 @pytest.mark.parametrize(
     ("typo", "near"),
-    [("vit_digts", "vit_digits"), ("deit_x", "deit_t"), ("swin-t", "swin_t"), ("vit_tiny_patch16_225", "vit_tiny_patch16_224")],
+    [
+        ("vit_digts", "vit_digits"),
+        ("deit_x", "deit_t"),
+        ("swin-t", "swin_t"),
+        ("vit_tiny_patch16_225", "vit_tiny_patch16_224"),
+    ],
 )
 def test_a_typo_lists_near_matches(typo: str, near: str) -> None:
     with pytest.raises(IntvitError, match="unknown model") as caught:
@@ -219,7 +225,11 @@ def test_without_the_weights_the_way_round_it_is_told(monkeypatch: pytest.Monkey
     assert "could not be fetched" in error.what
     assert "deit_small_patch16_224.fb_in1k" in error.where
     assert error.why == "OSError: We couldn't connect to 'https://huggingface.co'"
-    for part in ("hf download timm/deit_small_patch16_224.fb_in1k", "--checkpoint model.safetensors", "--checkpoint random"):
+    for part in (
+        "hf download timm/deit_small_patch16_224.fb_in1k",
+        "--checkpoint model.safetensors",
+        "--checkpoint random",
+    ):
         assert part in error.next
 
 

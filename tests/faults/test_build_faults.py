@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
 import toolchain.build
 from calib.synthesis import engine
@@ -46,7 +47,7 @@ def stages(cache: Path) -> list[str]:
 
 @dataclass
 class Runs:
-    """Builds in processes of their own, all into ``root/out`` from ``root/cache``."""
+    """Builds in processes of their own, all into ``root/out`` from ``root/cache``, with this process's thread count."""
 
     root: Path
     options: list[str]
@@ -70,7 +71,7 @@ class Runs:
         (self.root / "reached").unlink(missing_ok=True)
         command = [sys.executable, str(REPO / "tests/faults/build_driver.py"), mode, str(self.root), *self.options]
         command += ["--cache", str(self.cache), "--out", str(self.out)]
-        environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": str(torch.get_num_threads())}
         process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)  # fmt: skip
         self.started.append(process)
@@ -286,7 +287,6 @@ def test_a_truncated_checkpoint_is_not_trusted(
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "drop", interrupted)  # all iterations done and saved, but no result yet
         assert run(cache, out) == 130
@@ -327,7 +327,7 @@ def test_a_damaged_stage_is_made_again(
     capsys.readouterr()
     assert build(cache, out) == 0
     said = capsys.readouterr().out
-    assert (said.count("made"), said.count("reused")) == (1, 2)
+    assert (said.count(": made "), said.count(": reused ")) == (1, 2)
     assert files(out) == before
 
 

@@ -66,9 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Made]
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_engine_computes_what_was_calibrated(
-    made: Callable[[str, str], Made], network: str, scheme: str
-) -> None:
+def test_the_engine_computes_what_was_calibrated(made: Callable[[str, str], Made], network: str, scheme: str) -> None:
     one = made(network, scheme)
     result = check(Bundle.open(one.folder), threads=1)
     assert result.failures == ()

@@ -156,11 +156,11 @@ def test_the_same_command_again_reuses_every_stage(
 ) -> None:
     before = files(quick.out)
     assert build(quick.cache, quick.out, "--seed", "3", base=QUICK) == 0
-    assert capsys.readouterr().out.count("reused") == 3
+    assert capsys.readouterr().out.count(": reused ") == 3
     assert files(quick.out) == before
     assert build(quick.cache, tmp_path / "w8a8", "--seed", "3", "--bits", "w8a8", base=QUICK) == 0
     said = capsys.readouterr().out
-    assert (said.count("reused"), said.count("made")) == (1, 2)  # the same pictures serve every scheme
+    assert (said.count(": reused "), said.count(": made ")) == (1, 2)  # the same pictures serve every scheme
 
 
 def test_force_makes_every_stage_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +168,7 @@ def test_force_makes_every_stage_again(tmp_path: Path, capsys: pytest.CaptureFix
     before = files(tmp_path / "out")
     capsys.readouterr()
     assert build(tmp_path / "cache", tmp_path / "out", "--force") == 0
-    assert capsys.readouterr().out.count("made") == 3
+    assert capsys.readouterr().out.count(": made ") == 3
     assert files(tmp_path / "out") == before
 
 
@@ -318,9 +318,7 @@ def test_an_empty_folder_at_out_is_filled(tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "out").manifest.scheme == "w4a8"
 
 
-def test_without_out_the_bundle_goes_to_build(
-    quick: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_out_the_bundle_goes_to_build(quick: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.invoke(main, [*QUICK, "--seed", "3", "--cache", str(quick.cache)]) == 0
     assert files(tmp_path / "build/vit_digits-w4a8") == files(quick.out)

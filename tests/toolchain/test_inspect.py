@@ -33,7 +33,11 @@ def read(bundle: Path, tmp_path: Path) -> dict[str, Any]:
 def test_the_json_has_the_fixed_keys(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
     found = read(digits_bundle("w4a8"), tmp_path)
     assert {"integer_mac_fraction", "layers"} <= found.keys()
-    assert [row["name"] for row in found["layers"][:3]] == ["patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.attn.proj"]
+    assert [row["name"] for row in found["layers"][:3]] == [
+        "patch_embed.proj",
+        "blocks.0.attn.qkv",
+        "blocks.0.attn.proj",
+    ]
     assert len(found["layers"]) == 4 * BLOCKS + 2
     for row in found["layers"]:
         assert {"name", "macs", "weight_bits", "activation_bits", "stored_as", "executed_as"} <= row.keys()

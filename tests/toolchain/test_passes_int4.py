@@ -30,7 +30,13 @@ def test_only_the_int4_weights_are_cast() -> None:
     model = from_text(TEXT)
     result = ExpandInt4()(model)
     assert result.modified
-    assert [node.op_type for node in model.graph] == ["Cast", "DequantizeLinear", "DequantizeLinear", "MatMul", "MatMul"]
+    assert [node.op_type for node in model.graph] == [
+        "Cast",
+        "DequantizeLinear",
+        "DequantizeLinear",
+        "MatMul",
+        "MatMul",
+    ]
     cast, dequantize = list(model.graph)[:2]
     assert cast.inputs[0].name == "w"
     assert cast.attributes["to"].value == ir.DataType.INT8
@@ -66,7 +72,9 @@ def test_a_graph_without_int4_is_not_touched() -> None:
 
 
 def test_an_int4_tensor_that_feeds_something_else_is_a_precondition_failure() -> None:
-    source = TEXT.replace("  w_dq = DequantizeLinear<axis = 1>(w, ws)", "  [odd] z = Cast<to = 1>(w)\n  w_dq = Mul(z, ws)")
+    source = TEXT.replace(
+        "  w_dq = DequantizeLinear<axis = 1>(w, ws)", "  [odd] z = Cast<to = 1>(w)\n  w_dq = Mul(z, ws)"
+    )
     with pytest.raises(ir.passes.PreconditionError, match="Cast odd"):
         ExpandInt4()(from_text(source))
 

@@ -94,7 +94,9 @@ def clipped_model_of_bits(bits: int) -> ir.Model:
     step, zero_point = 0.015625, -(2 ** (bits - 1)) + 3
     low, high = -(2 ** (bits - 1)) * step, (2 ** (bits - 1) - 1) * step
     source = text(CLIPPED, shift=-zero_point * step)
-    return from_text(source.replace("low = {-0.125}", f"low = {{{low}}}").replace("high = {0.109375}", f"high = {{{high}}}"))
+    return from_text(
+        source.replace("low = {-0.125}", f"low = {{{low}}}").replace("high = {0.109375}", f"high = {{{high}}}")
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])

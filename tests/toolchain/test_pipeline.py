@@ -35,7 +35,9 @@ def imported(file: str) -> set[str]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found |= {path for name in names if name.split(".")[0] in ("calib", "toolchain") and (path := module_file(name))}
+        found |= {
+            path for name in names if name.split(".")[0] in ("calib", "toolchain") and (path := module_file(name))
+        }
     return found
 
 

@@ -161,9 +161,7 @@ def test_force_does_it_again_without_the_checkpoints(counting: Counting) -> None
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), IntvitError("no")], ids=["error", "ctrl-c", "intvit"])  # fmt: skip
-def test_an_exception_leaves_no_result_but_keeps_the_checkpoints(
-    counting: Counting, error: BaseException
-) -> None:
+def test_an_exception_leaves_no_result_but_keeps_the_checkpoints(counting: Counting, error: BaseException) -> None:
     places = []
 
     def fails(folder: Path, checkpoints: Path) -> None:

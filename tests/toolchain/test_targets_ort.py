@@ -80,9 +80,7 @@ def test_lowering_leaves_the_canonical_graph_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
-def test_every_linear_of_vit_digits_is_an_integer_kernel(
-    digits_bundle: Callable[[str], Path], scheme: str
-) -> None:
+def test_every_linear_of_vit_digits_is_an_integer_kernel(digits_bundle: Callable[[str], Path], scheme: str) -> None:
     graph = read_graph(optimized_bytes((digits_bundle(scheme) / "ort/model.onnx").read_bytes()))
     found = graph.op_histogram()
     blocks = 3

@@ -82,7 +82,12 @@ def test_a_site_reads_what_it_says(model: Any) -> None:
 
 def test_blocks_by_name() -> None:
     assert block_names(tiny_vit()) == ["blocks.0", "blocks.1"]
-    assert block_names(tiny_swin()) == ["layers.0.blocks.0", "layers.0.blocks.1", "layers.1.blocks.0", "layers.1.blocks.1"]
+    assert block_names(tiny_swin()) == [
+        "layers.0.blocks.0",
+        "layers.0.blocks.1",
+        "layers.1.blocks.0",
+        "layers.1.blocks.1",
+    ]
     assert is_swin(tiny_swin()) and not is_swin(tiny_vit())
 
 

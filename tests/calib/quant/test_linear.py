@@ -40,7 +40,9 @@ def by_integers(layer: QuantLinear, x: Tensor) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 24), st.integers(1, 300), st.integers(2, 8), st.integers(2, 8), st.integers(0, 1000), st.booleans())
+@given(
+    st.integers(1, 24), st.integers(1, 300), st.integers(2, 8), st.integers(2, 8), st.integers(0, 1000), st.booleans()
+)
 def test_equals_integer_arithmetic_to_the_bit(
     rows: int, columns: int, bits: int, act_bits: int, seed: int, bias: bool
 ) -> None:

@@ -16,7 +16,9 @@ from calib.quant.quantizer import ActQuantizer, levels, quantize
 
 BITS = st.integers(2, 8)
 SCALES = st.floats(2**-20, 2**10, width=32)
-VALUES = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-(2**20), 2**20, width=32, allow_subnormal=False))
+VALUES = hnp.arrays(
+    np.float32, st.integers(1, 40), elements=st.floats(-(2**20), 2**20, width=32, allow_subnormal=False)
+)
 
 
 def reference(values: np.ndarray, scale: float, zero_point: int, bits: int) -> np.ndarray:

@@ -1,0 +1,284 @@
+"""Calibration end to end on small networks: sound numbers, every quantizer set, the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from calib.align.rounding import weight_limit
+from calib.calibrate import CalibrateConfig, _Picker, calibrate
+from calib.calibrated import CalibratedModel
+from calib.errors import IntvitError
+from calib.models import LoadedModel
+from calib.quant.families import segments
+from calib.quant.quantizer import levels
+from calib.quant.surgery import prepare
+from calib.scheme import parse
+from tests.calib.networks import (
+    SWIN_SIDE,
+    VARIANTS,
+    VIT_SIDE,
+    complete,
+    pictures,
+    spec_of,
+    sqnr_db,
+    tiny_swin,
+    tiny_vit,
+)
+
+FEW = CalibrateConfig(rows=256, batch=4)
+
+
+def quick(model: Any, side: int, scheme: str, images: Tensor | None = None, **options: Any) -> CalibratedModel:
+    images = pictures(8, side) if images is None else images
+    return calibrate(model, spec_of(model, side), parse(scheme), images, replace(FEW, **options))
+
+
+def quality(model: Any, side: int, made: CalibratedModel) -> float:
+    images = pictures(8, side, seed=1)
+    with torch.no_grad():
+        return sqnr_db(model(images), made.logits(images))
+
+
+@torch.no_grad()
+def test_digits_from_noise_stay_close_to_float(digits: LoadedModel, noise: Tensor, calibrated: CalibratedModel) -> None:
+    assert sqnr_db(digits.module(noise), calibrated.logits(noise)) > 20
+    fresh = pictures(16, 32, seed=9).clamp(-1, 1)
+    assert sqnr_db(digits.module(fresh), calibrated.logits(fresh)) > 18
+
+
+def sound(made: CalibratedModel) -> None:
+    """Every number is set, finite and within its limits."""
+    for name, layer in made.layers().items():
+        limit = weight_limit(layer.weight_bits)
+        assert int(layer.weight_q.abs().max()) <= limit, name
+        assert int(layer.weight_q.abs().amax(1).min()) >= max(1, limit // 2), name
+        assert torch.isfinite(layer.weight_scale).all() and (layer.weight_scale > 0).all(), name
+        assert not torch.equal(layer.weight_scale, torch.ones_like(layer.weight_scale)), name
+        rounded = layer.weight_q * layer.weight_scale[:, None]
+        assert sqnr_db(layer.weight, rounded) > {8: 35, 4: 12, 3: 7}[layer.weight_bits], name
+        assert torch.isfinite(layer.bias).all(), name
+        assert layer.quantized, name
+        if made.scheme.float_activations:
+            assert layer.in_quant is None, name
+            continue
+        assert layer.in_quant is not None and float(layer.in_quant.scale) != 1.0, name
+        low, high = levels(layer.act_bits)
+        zero = int(layer.in_quant.zero_point)
+        assert low <= zero <= high, name
+        assert zero == 0 or name.endswith("fc2"), name
+        assert layer.premul is None or (name.endswith("fc2") and (layer.premul > 0).all()), name
+
+
+def test_every_number_is_set(calibrated: CalibratedModel) -> None:
+    sound(calibrated)
+    zeros = {
+        name: int(layer.in_quant.zero_point)
+        for name, layer in calibrated.layers().items()
+        if layer.in_quant is not None
+    }
+    assert all(zeros[f"blocks.{i}.mlp.fc2"] < -64 for i in range(3))  # GELU's range is lopsided
+
+
+def test_the_patch_embedding_covers_the_whole_range(calibrated: CalibratedModel, noise: Tensor) -> None:
+    embed = calibrated.layers()["patch_embed.proj"]
+    assert embed.in_quant is not None
+    assert float(embed.in_quant.scale) == pytest.approx(float(noise.abs().max()) / 127, rel=1e-6)
+
+
+def test_the_report_has_a_row_for_every_step(calibrated: CalibratedModel) -> None:
+    folded = [row for row in calibrated.report if row["step"] == "reparameterise"]
+    rounded = [row for row in calibrated.report if row["step"] == "quantize"]
+    assert len(folded) + len(rounded) == len(calibrated.report)
+    assert [row["layer"] for row in rounded] == list(calibrated.layers())
+    assert [row["layer"] for row in folded] == [name for name in calibrated.layers() if name != "patch_embed.proj"]
+    for row in rounded:
+        assert row.keys() == {"step", "layer", "weight_bits", "scale", "zero_point", "error", "error_corrected"}
+        assert row["weight_bits"] == 8 and 0 < row["error"] < 0.05
+        assert row["error_corrected"] <= row["error"] * 1.0001
+    assert json.loads(json.dumps(calibrated.report, allow_nan=False)) == calibrated.report
+
+
+def state_bytes(made: CalibratedModel) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in made.module.state_dict().items()}
+
+
+def test_two_runs_give_the_same_bytes(digits: LoadedModel, noise: Tensor, calibrated: CalibratedModel) -> None:
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    again = calibrate(digits.module, digits.spec, parse("w8a8"), noise, CalibrateConfig(rows=512))
+    assert state_bytes(again) == state_bytes(calibrated)
+    assert again.report == calibrated.report
+    assert torch.equal(torch.get_rng_state(), before)
+    other = calibrate(digits.module, digits.spec, parse("w8a8"), noise, CalibrateConfig(rows=512, seed=1))
+    assert state_bytes(other) != state_bytes(calibrated)
+
+
+def test_the_network_given_is_left_as_it_was(digits: LoadedModel, noise: Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in digits.module.state_dict().items()}
+    calibrate(digits.module, digits.spec, parse("w4a4"), noise, FEW)
+    assert all(torch.equal(before[name], tensor) for name, tensor in digits.module.state_dict().items())
+    assert digits.module.blocks[0].attn.scale != 1.0
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16", "w4a4", "w3a8"])
+def test_schemes_on_swin(scheme: str) -> None:
+    model = tiny_swin()
+    made = quick(model, SWIN_SIDE, scheme)
+    sound(made)
+    assert quality(model, SWIN_SIDE, made) > {"w8a8": 28, "w4a16": 10, "w4a4": 6, "w3a8": 5}[scheme]
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w4a4", "w3a8"])
+def test_schemes_on_digits(digits: LoadedModel, noise: Tensor, scheme: str) -> None:
+    made = calibrate(digits.module, digits.spec, parse(scheme), noise, CalibrateConfig(rows=256))
+    sound(made)
+    with torch.no_grad():
+        assert sqnr_db(digits.module(noise), made.logits(noise)) > {"w4a16": 20, "w4a4": 10, "w3a8": 12}[scheme]
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "plain"])
+def test_variants_of_vit(variant: str) -> None:
+    model = tiny_vit(**VARIANTS[variant])
+    made = quick(model, VIT_SIDE, "w8a8")
+    sound(made)
+    assert quality(model, VIT_SIDE, made) > 26
+
+
+def test_more_bits_are_better() -> None:
+    model = tiny_vit()
+    found = [quality(model, VIT_SIDE, quick(model, VIT_SIDE, scheme)) for scheme in ("w3a4", "w4a8", "w6a8", "w8a8")]
+    assert found == sorted(found)
+
+
+def outlying() -> Any:
+    """A ViT whose first LayerNorm blows one channel up, as trained ones do."""
+    model = tiny_vit()
+    with torch.no_grad():
+        model.blocks[0].norm1.weight[3] *= 60
+        model.blocks[0].attn.qkv.weight[:, 3] /= 60
+    return model
+
+
+def test_reparameterisation_and_bias_correction_can_be_left_out() -> None:
+    model = outlying()
+    whole = quick(model, VIT_SIDE, "w8a8")
+    plain = quick(model, VIT_SIDE, "w8a8", reparameterise=False, correct_bias=False)
+    assert {row["step"] for row in plain.report} == {"quantize"}
+    assert not any("error_corrected" in row for row in plain.report)
+    assert all(layer.premul is None for layer in plain.layers().values())
+    reference = prepare(model, parse("w8a8"))
+    for name, layer in plain.layers().items():
+        original = reference.get_submodule(name)
+        assert torch.equal(layer.weight, original.weight) and torch.equal(layer.bias, original.bias)
+    assert quality(model, VIT_SIDE, whole) > quality(model, VIT_SIDE, plain) + 6
+
+
+def test_bias_correction_takes_out_the_mean_error() -> None:
+    model = tiny_vit()
+    corrected, plain = (quick(model, VIT_SIDE, "w3a8", correct_bias=on) for on in (True, False))
+    images = pictures(32, VIT_SIDE)
+    with torch.no_grad():
+        errors = [(model(images) - made.logits(images)).mean(0).norm() for made in (corrected, plain)]
+    assert errors[0] < errors[1]
+
+
+def test_progress_names_the_pieces_in_order() -> None:
+    model, seen = tiny_vit(), []
+    calibrate(model, spec_of(model, VIT_SIDE), parse("w8a8"), pictures(2, VIT_SIDE), FEW, lambda *a: seen.append(a))
+    names = [piece.name for piece in segments(model)]
+    assert seen == [*((i, 4, name) for i, name in enumerate(names)), (4, 4, "")]
+    assert names == ["stem", "blocks.0", "blocks.1", "tail"]
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 32, 32), (0, 3, 32, 32), (2, 1, 32, 32), (2, 3, 28, 32), (2, 3, 32, 32, 1)], ids=str
+)
+def test_images_of_a_wrong_shape_are_refused(digits: LoadedModel, shape: tuple[int, ...]) -> None:
+    with pytest.raises(IntvitError, match="wrong shape") as caught:
+        calibrate(digits.module, digits.spec, parse("w8a8"), torch.zeros(shape))
+    error = complete(caught.value)
+    assert error.where == str(shape) and "(B, 3, 32, 32)" in error.why
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_refused(scheme: str, value: float) -> None:
+    images = pictures(2, VIT_SIDE)
+    images[1, 2, 3, 4] = value
+    with pytest.raises(IntvitError, match="not finite"):
+        quick(tiny_vit(), VIT_SIDE, scheme, images)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])
+@pytest.mark.parametrize(
+    "name", ["patch_embed.proj", "blocks.0.attn.qkv", "blocks.1.norm2", "blocks.1.mlp.fc1", "head"]
+)
+def test_activations_that_are_not_finite_are_refused_where_they_arise(scheme: str, name: str) -> None:
+    model = tiny_vit()
+    module = model.get_submodule(name)
+    with torch.no_grad():
+        (module.weight if "norm" in name else module.bias)[0] = float("nan")
+    with pytest.raises(IntvitError, match="activations are not finite") as caught:
+        quick(model, VIT_SIDE, scheme)
+    piece = {"patch_embed.proj": "stem", "head": "tail"}.get(name, name[:8])
+    assert caught.value.where.startswith(piece)
+    assert "checkpoint" in caught.value.next
+
+
+def test_weights_too_large_for_float32_are_refused() -> None:
+    model = tiny_vit()
+    model.blocks[0].mlp.fc2.weight.data *= 1e30
+    model.blocks[0].mlp.fc1.weight.data *= 1e30
+    with pytest.raises(IntvitError, match="not finite"):
+        quick(model, VIT_SIDE, "w8a8")
+
+
+def test_black_images_and_dead_layers_still_calibrate() -> None:
+    """All images equal to the mean, and a head that was never trained: dull, but no reason to fail."""
+    model = tiny_vit()
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.zero_()
+        model.blocks[1].mlp.fc1.weight.zero_()
+    made = quick(model, VIT_SIDE, "w8a8", torch.zeros(2, 3, VIT_SIDE, VIT_SIDE))
+    assert torch.isfinite(made.logits(torch.zeros(1, 3, VIT_SIDE, VIT_SIDE))).all()
+    json.dumps(made.report, allow_nan=False)
+
+
+def test_one_image_is_enough() -> None:
+    model = tiny_vit()
+    sound(quick(model, VIT_SIDE, "w8a8", pictures(1, VIT_SIDE)))
+
+
+@pytest.mark.parametrize(("images", "rows"), [(3, 1000), (7, 20), (1, 5), (8, 8)])
+def test_the_same_rows_whatever_stream_is_run(images: int, rows: int) -> None:
+    student = prepare(tiny_vit(), parse("w8a8"))
+    piece = list(segments(student))[1]
+    picker = _Picker(CalibrateConfig(rows=rows, batch=2), torch.Generator().manual_seed(0))
+    stream = torch.randn(images, 17, 32, generator=torch.Generator().manual_seed(1))
+    ramp = torch.arange(17).float()[None, :, None].expand(images, 17, 32) / 17 + torch.arange(images)[:, None, None]
+    one, two, three = (picker.inputs(student, piece, s) for s in (stream, stream, ramp + stream))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    count = len(one["blocks.0.attn.qkv"])
+    assert count <= images * 17 and (count >= min(rows, images * 17) * 0.7) and count <= rows + 2 * 17 + images
+    assert not torch.equal(one["blocks.0.attn.qkv"], three["blocks.0.attn.qkv"])
+    assert not student.blocks[0].attn.qkv._forward_pre_hooks
+
+
+def test_rows_of_the_picker_are_rows_of_the_input() -> None:
+    student = prepare(tiny_vit(), parse("w8a8"))
+    piece = list(segments(student))[0]
+    images = pictures(3, VIT_SIDE)
+    picker = _Picker(CalibrateConfig(rows=7, batch=2), torch.Generator().manual_seed(0))
+    rows = picker.inputs(student, piece, images)["patch_embed.proj"].numpy()
+    unfolded = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2).flatten(0, 1).numpy()
+    assert rows.shape[1] == 3 * 64
+    assert all(np.any(np.all(unfolded == row, axis=1)) for row in rows)
+    assert len({row.tobytes() for row in rows}) == len(rows)
