@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -23,11 +21,10 @@ from runtime.bundle import Bundle, write_manifest
 from runtime.classes import Classes
 from runtime.dataset import load_folder
 from runtime.errors import IntvitError
-from runtime.files import write_error
-from runtime.manifest import MANIFEST, Manifest
 from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
 from toolchain.lowering import TARGETS
+from toolchain.output import check_out, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
 from toolchain.stages import StageStore, default_store
 
@@ -60,37 +57,11 @@ def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, forc
     return _assemble(model, origin, job.targets, lowered.folder, out, evaluate_on)
 
 
-def check_out(out: Path, name: str, force: bool) -> None:
-    """Refuse an output path that holds something else.
-
-    Raises:
-        IntvitError: a file, a folder that is no bundle, or (without ``force``) the bundle of something else.
-    """
-    if not out.exists():
-        return
-    hint = "choose another --out"
-    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
-        raise IntvitError("the output path holds something that is no bundle", where=str(out), next=hint)
-    try:
-        held = Manifest.model_validate_json((out / MANIFEST).read_bytes()).name if any(out.iterdir()) else name
-    except (OSError, ValueError):
-        held = "a damaged bundle"
-    if held != name and not force:
-        raise IntvitError(
-            "the output path holds another bundle", where=str(out), why=f"it is {held}", next=f"{hint}, or add --force"
-        )
-
-
 def _assemble(
     model: CalibratedModel, origin: Origin, targets: list[str], lowered: Path, out: Path, evaluate_on: Path | None
 ) -> Bundle:
     """Copy the lowered files beside a manifest, measure, and give the whole its final name in one rename."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    except OSError as error:
-        raise write_error(out, error) from error
-    try:
+    with filling(out) as partial:
         ignore = shutil.ignore_patterns("stage.json")
         shutil.copytree(lowered, partial, dirs_exist_ok=True, ignore=ignore, copy_function=shutil.copyfile)
         partial.chmod(0o755)
@@ -99,26 +70,7 @@ def _assemble(
         if evaluate_on is not None:
             reported = measure(Bundle.open(partial), model, evaluate_on)
             write_manifest(partial, manifest.model_copy(update={"reported": reported}))
-        _replace(partial, out)
-    except OSError as error:
-        raise write_error(out, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Bundle.open(out)
-
-
-def _replace(partial: Path, out: Path) -> None:
-    """Rename ``partial`` to ``out``; an older bundle there is moved aside first and removed last."""
-    aside = out.with_name(f".{out.name}.old-{os.getpid()}")
-    if out.exists():
-        os.replace(out, aside)
-    try:
-        os.replace(partial, out)
-    except OSError:
-        if aside.exists():
-            os.replace(aside, out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _tell(console: Console, what: str, reused: bool, folder: Path) -> None:

@@ -26,8 +26,12 @@ def graph_options() -> dict[str, str]:
 
     ``session.x64quantprecision``: where u8 x s8 products saturate in 16 bits (x86 without VNNI or AMX), ONNX Runtime
     turns the weights into u8 and takes an exact kernel instead.
+
+    ``session.qdq_matmulnbits_accuracy_level``: weight-only layers become MatMulNBits, whose default level 4 quantizes
+    the float activations to 8 bits behind our back; level 1 keeps them float.
     """
-    return {"session.x64quantprecision": "1"} if machine.saturating_u8s8() else {}
+    options = {"session.qdq_matmulnbits_accuracy_level": "1"}
+    return options | ({"session.x64quantprecision": "1"} if machine.saturating_u8s8() else {})
 
 
 def run_options() -> dict[str, str]:

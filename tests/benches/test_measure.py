@@ -40,7 +40,9 @@ class Verbs:
             times["baseline"] = {"median_ms": 4.0, "raw_ms": [4.0] * 10}
             Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(times))
         if module == "runtime.parity":
-            Path(arguments[-1]).write_text(json.dumps({"ok": True, "logits_sqnr_db": 140.0, "free_logits_sqnr_db": 40.0, "taps": []}))
+            Path(arguments[-1]).write_text(
+                json.dumps({"ok": True, "logits_sqnr_db": 140.0, "free_logits_sqnr_db": 40.0, "taps": []})
+            )
         return 0
 
     @staticmethod

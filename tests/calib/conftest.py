@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from torch import Tensor
 
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.calibrate import calibrate
 from calib.calibrated import CalibratedModel
 from calib.models import LoadedModel, load
 from calib.scheme import parse
@@ -31,4 +31,4 @@ def noise(digits: LoadedModel) -> Tensor:
 @pytest.fixture(scope="session")
 def calibrated(digits: LoadedModel, noise: Tensor) -> CalibratedModel:
     """The packaged network at w8a8, calibrated from noise; nobody changes it."""
-    return calibrate(digits.module, digits.spec, parse("w8a8"), noise, CalibrateConfig(rows=512))
+    return calibrate(digits.module, digits.spec, parse("w8a8"), noise)

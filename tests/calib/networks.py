@@ -30,7 +30,7 @@ def trained(model: Any, seed: int = 0) -> Any:
                 module.bias.copy_(0.3 * normal(module.bias))
         elif isinstance(module, nn.Linear | nn.Conv2d):
             fan_in = module.weight[0].numel()
-            module.weight.copy_(1.5 * normal(module.weight) / fan_in**0.5)
+            module.weight.copy_(normal(module.weight) / fan_in**0.5)
             if module.bias is not None:
                 module.bias.copy_(0.3 * normal(module.bias))
     for name, parameter in model.named_parameters():
@@ -49,8 +49,8 @@ def tiny_vit(seed: int = 0, **kwargs: Any) -> Any:
 def tiny_swin(seed: int = 0, **kwargs: Any) -> Any:
     """A SwinTransformer for 56 x 56 images: four windows of 7 x 7, a shifted block, one merging, 5 classes."""
     plain = {
-        "img_size": SWIN_SIDE, "patch_size": 4, "window_size": 7, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4),
-        "num_classes": 5,
+        "img_size": SWIN_SIDE, "patch_size": 4, "window_size": 7, "embed_dim": 16, "depths": (2, 2),
+        "num_heads": (2, 4), "num_classes": 5,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         return trained(SwinTransformer(**{**plain, **kwargs}), seed)
@@ -92,7 +92,8 @@ def difference(reference: Tensor, other: Tensor) -> float:
 
 def sqnr_db(reference: Tensor, other: Tensor) -> float:
     """Energy of ``reference`` over that of the difference, in decibel."""
-    return float(10 * torch.log10(reference.square().sum() / (reference - other).square().sum()))
+    with torch.no_grad():
+        return float(10 * torch.log10(reference.square().sum() / (reference - other).square().sum()))
 
 
 def complete(error: IntvitError) -> IntvitError:

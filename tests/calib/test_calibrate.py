@@ -41,16 +41,17 @@ def quick(model: Any, side: int, scheme: str, images: Tensor | None = None, **op
 
 
 def quality(model: Any, side: int, made: CalibratedModel) -> float:
-    images = pictures(8, side, seed=1)
+    """Of the logits of the images it was calibrated with."""
+    images = pictures(8, side)
     with torch.no_grad():
         return sqnr_db(model(images), made.logits(images))
 
 
 @torch.no_grad()
 def test_digits_from_noise_stay_close_to_float(digits: LoadedModel, noise: Tensor, calibrated: CalibratedModel) -> None:
-    assert sqnr_db(digits.module(noise), calibrated.logits(noise)) > 20
+    assert sqnr_db(digits.module(noise), calibrated.logits(noise)) > 32
     fresh = pictures(16, 32, seed=9).clamp(-1, 1)
-    assert sqnr_db(digits.module(fresh), calibrated.logits(fresh)) > 18
+    assert sqnr_db(digits.module(fresh), calibrated.logits(fresh)) > 20
 
 
 def sound(made: CalibratedModel) -> None:
@@ -62,7 +63,7 @@ def sound(made: CalibratedModel) -> None:
         assert torch.isfinite(layer.weight_scale).all() and (layer.weight_scale > 0).all(), name
         assert not torch.equal(layer.weight_scale, torch.ones_like(layer.weight_scale)), name
         rounded = layer.weight_q * layer.weight_scale[:, None]
-        assert sqnr_db(layer.weight, rounded) > {8: 35, 4: 12, 3: 7}[layer.weight_bits], name
+        assert sqnr_db(layer.weight, rounded) > {8: 28, 4: 12, 3: 7}[layer.weight_bits], name
         assert torch.isfinite(layer.bias).all(), name
         assert layer.quantized, name
         if made.scheme.float_activations:
@@ -78,12 +79,9 @@ def sound(made: CalibratedModel) -> None:
 
 def test_every_number_is_set(calibrated: CalibratedModel) -> None:
     sound(calibrated)
-    zeros = {
-        name: int(layer.in_quant.zero_point)
-        for name, layer in calibrated.layers().items()
-        if layer.in_quant is not None
-    }
-    assert all(zeros[f"blocks.{i}.mlp.fc2"] < -64 for i in range(3))  # GELU's range is lopsided
+    for i in range(3):  # GELU's range is lopsided
+        after_gelu = calibrated.layers()[f"blocks.{i}.mlp.fc2"].in_quant
+        assert after_gelu is not None and int(after_gelu.zero_point) < -32
 
 
 def test_the_patch_embedding_covers_the_whole_range(calibrated: CalibratedModel, noise: Tensor) -> None:
@@ -112,11 +110,11 @@ def state_bytes(made: CalibratedModel) -> dict[str, bytes]:
 def test_two_runs_give_the_same_bytes(digits: LoadedModel, noise: Tensor, calibrated: CalibratedModel) -> None:
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    again = calibrate(digits.module, digits.spec, parse("w8a8"), noise, CalibrateConfig(rows=512))
+    again = calibrate(digits.module, digits.spec, parse("w8a8"), noise)
     assert state_bytes(again) == state_bytes(calibrated)
     assert again.report == calibrated.report
     assert torch.equal(torch.get_rng_state(), before)
-    other = calibrate(digits.module, digits.spec, parse("w8a8"), noise, CalibrateConfig(rows=512, seed=1))
+    other = calibrate(digits.module, digits.spec, parse("w8a8"), noise, CalibrateConfig(rows=200, seed=1))
     assert state_bytes(other) != state_bytes(calibrated)
 
 
@@ -132,7 +130,7 @@ def test_schemes_on_swin(scheme: str) -> None:
     model = tiny_swin()
     made = quick(model, SWIN_SIDE, scheme)
     sound(made)
-    assert quality(model, SWIN_SIDE, made) > {"w8a8": 28, "w4a16": 10, "w4a4": 6, "w3a8": 5}[scheme]
+    assert quality(model, SWIN_SIDE, made) > {"w8a8": 42, "w4a16": 30, "w4a4": 24, "w3a8": 22}[scheme]
 
 
 @pytest.mark.parametrize("scheme", ["w4a16", "w4a4", "w3a8"])
@@ -148,12 +146,14 @@ def test_variants_of_vit(variant: str) -> None:
     model = tiny_vit(**VARIANTS[variant])
     made = quick(model, VIT_SIDE, "w8a8")
     sound(made)
-    assert quality(model, VIT_SIDE, made) > 26
+    assert quality(model, VIT_SIDE, made) > 27
 
 
 def test_more_bits_are_better() -> None:
     model = tiny_vit()
-    found = [quality(model, VIT_SIDE, quick(model, VIT_SIDE, scheme)) for scheme in ("w3a4", "w4a8", "w6a8", "w8a8")]
+    found = [
+        quality(model, VIT_SIDE, quick(model, VIT_SIDE, scheme)) for scheme in ("w2a8", "w3a4", "w4a8", "w6a8", "w8a8")
+    ]
     assert found == sorted(found)
 
 
@@ -274,7 +274,7 @@ def test_the_same_rows_whatever_stream_is_run(images: int, rows: int) -> None:
 
 def test_rows_of_the_picker_are_rows_of_the_input() -> None:
     student = prepare(tiny_vit(), parse("w8a8"))
-    piece = list(segments(student))[0]
+    piece = next(iter(segments(student)))
     images = pictures(3, VIT_SIDE)
     picker = _Picker(CalibrateConfig(rows=7, batch=2), torch.Generator().manual_seed(0))
     rows = picker.inputs(student, piece, images)["patch_embed.proj"].numpy()

@@ -47,6 +47,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 FOUND = [(page.relative_to(REPO).as_posix(), words) for page in PAGES for words in commands(page.read_text("utf-8"))]
+OURS = sorted({words[0] for _, words in FOUND if words[0].split(".")[0] not in OTHERS})
 
 
 def command_of(module: str) -> Any:
@@ -112,8 +113,10 @@ def test_the_command_can_be_typed(page: str, words: list[str]) -> None:
     assert problems(words) == []
 
 
-@pytest.mark.parametrize("module", sorted({words[0] for _, words in FOUND if words[0].split(".")[0] not in OTHERS}))
-def test_help_lists_the_options(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+@pytest.mark.parametrize("module", OURS)
+def test_help_lists_the_options(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.invoke(importlib.import_module(module).main, ["--help"]) == 0
     said = capsys.readouterr().out

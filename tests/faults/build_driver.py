@@ -1,7 +1,7 @@
 """The build command with a brake: slow steps to be killed in, or a stop at a named place, and a count of iterations.
 
-``python tests/faults/build_driver.py MODE FOLDER BUILD-OPTIONS``. ``FOLDER/iterations`` gets one byte for each synthesis
-iteration; ``FOLDER/reached`` appears where a stopping mode stops (and sleeps until it is killed).
+``python tests/faults/build_driver.py MODE FOLDER BUILD-OPTIONS``. ``FOLDER/iterations`` gets one byte for each
+synthesis iteration; ``FOLDER/reached`` appears where a stopping mode stops (and sleeps until it is killed).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The parity ladder on small networks: fake-quant -> canonical -> dialect -> engine, for every width and both families."""
+"""The parity ladder on small networks: fake-quant -> canonical -> dialect -> engine, for many widths, ViT and Swin."""
 
 from __future__ import annotations
 
@@ -126,8 +126,6 @@ def test_every_rung_of_the_ladder_agrees(made: Callable[[str, str], Made], netwo
 
 
 def spoiled(folder: Path, tmp_path: Path, change: Callable[[ir.Model], None]) -> Bundle:
-    import shutil
-
     return alter_graph(Path(shutil.copytree(folder, tmp_path / "bundle")), change)
 
 

@@ -211,7 +211,7 @@ def test_real_pictures_are_only_for_calibration(
     assert files(tmp_path / "out")["ort/model.onnx"] != files(quick.out)["ort/model.onnx"]
 
 
-@pytest.mark.parametrize("options", [["--method", "real"], ["--calib-data", "."], ["--method", "noise", "--calib-data", "."]])  # fmt: skip
+@pytest.mark.parametrize("options", [["--method", "real"], ["--calib-data", "."], [*NOISE[4:6], "--calib-data", "."]])
 def test_real_pictures_must_be_asked_for_twice(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +282,7 @@ def in_the_way_bundle(out: Path) -> None:
 def in_the_way_damaged(out: Path) -> None:
     out.mkdir()
     (out / "manifest.json").write_text("{}")
+    (out / "manifest.sha256").write_text("0" * 64)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -329,9 +330,11 @@ WATCHED = """
 import os, sys
 seen = []
 def watch(event, arguments):
-    if event == "open" and isinstance(arguments[0], (str, bytes)) and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+    if not arguments or not isinstance(arguments[0], (str, bytes)):
+        return
+    if event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
         seen.append(os.fsdecode(arguments[0]))
-    elif event in ("os.scandir", "os.listdir") and isinstance(arguments[0], (str, bytes)):
+    elif event in ("os.scandir", "os.listdir"):
         seen.append(os.fsdecode(arguments[0]) + "/")
 sys.addaudithook(watch)
 from runtime import cli

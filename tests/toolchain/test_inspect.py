@@ -144,7 +144,9 @@ def test_a_layer_that_runs_in_float_is_named(
     assert found["integer_mac_fraction"] == pytest.approx(1 - slow["macs"] / total)
 
 
-def test_a_changed_bundle_is_refused(digits_bundle: DigitsBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_changed_bundle_is_refused(
+    digits_bundle: DigitsBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path(shutil.copytree(digits_bundle("w8a8"), tmp_path / "bundle"))
     path = folder / "ort/model.onnx"
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()

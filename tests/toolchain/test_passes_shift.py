@@ -14,8 +14,9 @@ from toolchain.passes import ExpandInt4, ShiftToZeroPoint
 # scale 1/64; a shift of 1.578125 is 101 steps: the zero point becomes -101
 HEAD = """<ir_version: 10, opset_import: ["" : 21]>
 g (float[B, 2, 4] x) => (float[B, 2, 3] y)
-<float step = {{0.015625}}, int8 zero = {{0}}, float shift = {{{shift}}}, float low = {{-0.125}}, float high = {{0.109375}},
- {weight}, float[3] ws = {{0.5, 0.25, 0.125}}, float[1, 1, 3] bias = {{1, -2, 3}}>
+<float step = {{0.015625}}, int8 zero = {{0}}, float shift = {{{shift}}},
+ float low = {{-0.125}}, float high = {{0.109375}}, {weight}, float[3] ws = {{0.5, 0.25, 0.125}},
+ float[1, 1, 3] bias = {{1, -2, 3}}>
 {{
 {front}
   [q] u_q = QuantizeLinear(u, step, zero)

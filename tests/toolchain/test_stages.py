@@ -129,7 +129,10 @@ def test_a_flipped_byte_in_a_result_is_done_again(counting: Counting, file: str)
     assert (again.folder / "sub/b.txt").read_text() == "second"
 
 
-@pytest.mark.parametrize("record", [None, b"", b"{", b"[]", b"{}", b'{"files": {}}', b'{"files": [1]}', b'{"files": {"a.txt": 3}}'])  # fmt: skip
+RECORDS = [None, b"", b"{", b"[]", b"{}", b'{"files": {}}', b'{"files": [1]}', b'{"files": {"a.txt": 3}}']
+
+
+@pytest.mark.parametrize("record", RECORDS)
 def test_a_result_without_a_sound_record_is_done_again(counting: Counting, record: bytes | None) -> None:
     first = counting.run()
     path = first.folder / "stage.json"
@@ -160,7 +163,7 @@ def test_force_does_it_again_without_the_checkpoints(counting: Counting) -> None
     assert (again.reused, again.key, counting.calls, seen) == (False, first.key, 2, [False])
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), IntvitError("no")], ids=["error", "ctrl-c", "intvit"])  # fmt: skip
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), IntvitError("no")], ids=repr)
 def test_an_exception_leaves_no_result_but_keeps_the_checkpoints(counting: Counting, error: BaseException) -> None:
     places = []
 
@@ -192,7 +195,7 @@ def test_an_exception_leaves_no_result_but_keeps_the_checkpoints(counting: Count
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
         (OSError(errno.EFBIG, "File too large"), "cannot write"),
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (SafetensorError("Error while serializing: I/O error: No space left (os error 28)"), "the disk is full"),
         (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "cannot write"),
     ],
 )  # fmt: skip

@@ -119,10 +119,6 @@ def test_canonical_and_dialect_give_the_same_logits(scheme: str, batch: int) -> 
         assert np.abs(logits - wanted).max() < 2e-3 * np.abs(wanted).max()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="runtime.backends.ort.graph_options lacks session.qdq_matmulnbits_accuracy_level=1: ORT's default is 4",
-)
 @pytest.mark.parametrize("scheme", ["w4a16", "w8a16"])
 def test_weight_only_schemes_keep_float_activations_in_the_engine(scheme: str) -> None:
     """By default ORT's MatMulNBits quantizes its float input to 8 bits; the runtime's session must say otherwise."""

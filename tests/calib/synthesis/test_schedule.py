@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -20,8 +21,8 @@ def test_end_points() -> None:
 
 def test_rises_then_falls() -> None:
     rates = [warmup_cosine(step, 50, 10, 1.0) for step in range(50)]
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True))
-    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:10]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
 
 
 def test_no_warm_up_and_single_steps() -> None:
