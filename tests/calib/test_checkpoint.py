@@ -226,6 +226,14 @@ def test_missing_and_unexpected_names(layer: nn.Linear) -> None:
     assert "1 unexpected (first: ['beta'])" in error.why
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"bias": None}, "1 tensors missing"), ({"beta": STATE["bias"]}, "1 unexpected")]
+)
+def test_one_name_too_few_or_too_many(layer: nn.Linear, changes: dict, why: str) -> None:
+    error = spoiled(layer, **changes)
+    assert why in error.why and "another model" in error.what
+
+
 def test_wrong_shapes(layer: nn.Linear) -> None:
     error = spoiled(layer, weight=torch.zeros(4, 3))
     assert "weight" in error.where

@@ -126,6 +126,35 @@ def test_adam_is_torchs(tiny) -> None:
     assert torch.allclose(state.images, twin, atol=1e-5)
 
 
+def test_every_round_starts_adam_anew_and_every_step_stays_within_the_pixels(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, spec = tiny
+    low, high = engine._pixel_limits(spec, torch.zeros(1))
+    counts: list[int] = []
+    adam = engine._adam
+
+    def watched(state: engine.BatchState, gradient: torch.Tensor, lr: float, betas: tuple, count: int) -> None:
+        counts.append(count)
+        fresh = not (state.first.any() or state.second.any())
+        assert fresh is (count == 1)
+        assert (state.images >= low).all() and (state.images <= high).all()
+        adam(state, gradient, lr, betas, count)
+        if count == 1:  # without a history, every pixel moves by the whole rate
+            assert float((state.images - before).abs().median()) == pytest.approx(lr, rel=1e-3)
+
+    def gradient(*args: Any) -> Any:
+        nonlocal before
+        before = args[3].images.clone()
+        return original(*args)
+
+    before, original = torch.zeros(1), engine._gradient
+    monkeypatch.setattr(engine, "_adam", watched)
+    monkeypatch.setattr(engine, "_gradient", gradient)
+    synthesise(model, spec, replace(SMALL, images=2), 0)
+    assert counts == [1, 2, 3, 4, 1, 2, 3, 4]
+
+
 def test_noise_has_no_iterations(tiny) -> None:
     seen: list[tuple[int, int, str]] = []
     spec = tiny[1]
