@@ -109,7 +109,8 @@ def measure_all(
     mine, others = divide(photographs)
     calibration = gather(mine, WORK / NAME / "calibration")
     evaluation = gather(others, WORK / NAME / "evaluation")
-    shutil.rmtree(WORK / NAME / "cache", ignore_errors=True)
+    if force:
+        shutil.rmtree(WORK / NAME / "cache", ignore_errors=True)
     for scheme in schemes:
         for method in methods:
             wanted = [(evaluation, len(others))]

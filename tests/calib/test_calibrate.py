@@ -189,6 +189,14 @@ def test_bias_correction_takes_out_the_mean_error() -> None:
     assert errors[0] < errors[1]
 
 
+def test_tokens_all_alike_is_another_calibration_and_no_fold_depends_on_it() -> None:
+    model = tiny_vit()
+    weighted, alike = (quick(model, VIT_SIDE, "w4a8", weight_tokens=on) for on in (True, False))
+    assert state_bytes(weighted) != state_bytes(alike)
+    first = [next(row for row in made.report if row["step"] == "reparameterise") for made in (weighted, alike)]
+    assert first[0]["layer"] == first[1]["layer"] and first[0]["strength"] == first[1]["strength"]
+
+
 def test_progress_names_the_pieces_in_order() -> None:
     model, seen = tiny_vit(), []
     calibrate(model, spec_of(model, VIT_SIDE), parse("w8a8"), pictures(2, VIT_SIDE), FEW, lambda *a: seen.append(a))

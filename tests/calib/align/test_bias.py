@@ -42,6 +42,12 @@ def test_one_massive_token_barely_moves_it() -> None:
     assert float((plain - 0.1).min()) > 9
 
 
+def test_unweighted_is_the_plain_mean_error() -> None:
+    target = torch.tensor([[1.0, 0.0], [1000.0, 4.0]])
+    made = torch.tensor([[0.5, 0.0], [990.0, 5.0]])
+    assert bias_correction(made, target, weighted=False).tolist() == [5.25, -0.5]
+
+
 def test_nothing_to_correct() -> None:
     target = torch.randn(5, 3)
     assert torch.equal(bias_correction(target, target), torch.zeros(3))

@@ -109,6 +109,11 @@ def test_importance_is_the_mean_square_of_unit_tokens() -> None:
     assert torch.equal(token_importance(torch.zeros(3, 2)), torch.zeros(2))
 
 
+def test_unweighted_importance_is_the_plain_mean_square() -> None:
+    rows = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    assert token_importance(rows, weighted=False).tolist() == [4.5, 10.0]
+
+
 def test_relative_error_counts_every_token_alike() -> None:
     target = torch.tensor([[1.0, 0.0], [1000.0, 0.0]])
     made = torch.tensor([[1.5, 0.0], [1000.0, 0.0]])
