@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 
+from benches.real_accuracy import CALIBRATION_IMAGES, CHECKPOINT, PHOTOGRAPHS
 from benches.record import write_result
 from calib.calibrate import CalibrateConfig, calibrate
 from calib.models import LoadedModel, load
@@ -22,12 +22,8 @@ from calib.scheme import parse
 from runtime.classes import Classes
 from runtime.cli import run
 from runtime.dataset import Unreadable, batches, load_folder
-from runtime.manifest import Preprocess
+from toolchain.bundle import preprocess_rule
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-CHECKPOINT = SHARED / "vit_tiny_patch16_224.augreg_in21k_ft_in1k" / "model.safetensors"
-PHOTOGRAPHS = SHARED / "imagenet-ccby" / "val"
-CALIBRATION_IMAGES = 32
 VARIANTS = {
     "all steps": CalibrateConfig(),
     "tokens all alike": CalibrateConfig(weight_tokens=False),
@@ -41,16 +37,8 @@ VARIANTS = {
 def photographs(loaded: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Every photograph as the network's input (M, 3, H, W) float32, and its label (M,)."""
     spec = loaded.spec
-    rule = Preprocess(
-        height=spec.input_size[1],
-        width=spec.input_size[2],
-        crop_pct=spec.crop_pct,
-        interpolation="bicubic",
-        mean=spec.mean,
-        std=spec.std,
-    )
     samples = load_folder(PHOTOGRAPHS, Classes(spec.class_ids, spec.class_names))
-    parts = list(batches(samples, rule, Unreadable(), batch=50))
+    parts = list(batches(samples, preprocess_rule(spec), Unreadable(), batch=50))
     images = torch.from_numpy(np.concatenate([part.images for part in parts]))
     return images, torch.from_numpy(np.concatenate([part.labels for part in parts]))
 

@@ -137,9 +137,10 @@ def _quantize_layer(layer: QuantLinear, site: Site, rows: Tensor, config: Calibr
     layer.set_weights(levels, weight_scale)
     target = torch.nn.functional.linear(rows, layer.weight, layer.bias)
     layer.quantized = True
-    row["error"] = relative_error(layer.integer_output(rows), target)
+    made = layer.integer_output(rows)
+    row["error"] = relative_error(made, target)
     if config.correct_bias:
-        layer.bias += bias_correction(layer.integer_output(rows), target, config.weight_tokens)
+        layer.bias += bias_correction(made, target, config.weight_tokens)
         row["error_corrected"] = relative_error(layer.integer_output(rows), target)
     return row
 

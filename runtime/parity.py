@@ -122,8 +122,8 @@ def _run(
 def _failures(taps: list[TapParity], logits_db: float, free_db: float, quantization_db: float) -> list[str]:
     lines = []
     for index, tap in enumerate(taps):
-        if index == 0 and max(tap.max_lsb, tap.free_max_lsb) > 0:
-            lines.append(f"the first tap {tap.name!r} differs by {tap.max_lsb} LSB; it must be exact")
+        if index == 0 and (worst := max(tap.max_lsb, tap.free_max_lsb)) > 0:
+            lines.append(f"the first tap {tap.name!r} differs by {worst} LSB; it must be exact")
         elif tap.max_lsb > MAX_LSB:
             lines.append(f"tap {tap.name!r} differs by {tap.max_lsb} LSB, at most {MAX_LSB} is allowed")
         elif not tap.mismatch_rate < MAX_MISMATCH_PERCENT:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from calib.calibrated import CalibratedModel
+from calib.models import ModelSpec
 from calib.preview import contact_sheet
 from calib.quant.families import sites
 from calib.quant.linear import QuantLinear
@@ -67,9 +68,21 @@ def write_side_files(model: CalibratedModel, pixels: Tensor, folder: Path) -> No
     contact_sheet(pixels, folder / PREVIEW)
 
 
+def preprocess_rule(spec: ModelSpec) -> Preprocess:
+    """How pictures are fed to a network, as the runtime reads it."""
+    return Preprocess(
+        height=spec.input_size[1],
+        width=spec.input_size[2],
+        crop_pct=spec.crop_pct,
+        interpolation=cast(Literal["nearest", "bilinear", "bicubic"], spec.interpolation),
+        mean=spec.mean,
+        std=spec.std,
+    )
+
+
 def make_manifest(model: CalibratedModel, origin: Origin, targets: list[str], folder: Path) -> Manifest:
     """The manifest of the files that lie in ``folder`` now."""
-    spec = model.spec
+    spec, made_with = model.spec, versions()
     entries: list[FileEntry] = [
         entry_for(folder, CANONICAL, "canonical"),
         *(entry_for(folder, graph_path(target), "graph", target) for target in targets),
@@ -85,14 +98,7 @@ def make_manifest(model: CalibratedModel, origin: Origin, targets: list[str], fo
         scheme=str(model.scheme),
         weights=cast(Literal["checkpoint", "hub", "packaged", "random"], origin.weights),
         num_classes=spec.num_classes,
-        preprocess=Preprocess(
-            height=spec.input_size[1],
-            width=spec.input_size[2],
-            crop_pct=spec.crop_pct,
-            interpolation=cast(Literal["nearest", "bilinear", "bicubic"], spec.interpolation),
-            mean=spec.mean,
-            std=spec.std,
-        ),
+        preprocess=preprocess_rule(spec),
         taps=_taps(model),
         layers=_layers(model),
         method=origin.method,
@@ -100,10 +106,10 @@ def make_manifest(model: CalibratedModel, origin: Origin, targets: list[str], fo
         seed=origin.seed,
         data_free=origin.data_free,
         provenance={
-            "intvit": versions()["intvit"],
+            "intvit": made_with["intvit"],
             "weights_sha256": origin.digest,
             "stages": origin.stages,
-            "versions": versions(),
+            "versions": made_with,
             "calibration": model.report,
         },
         files=entries,
