@@ -58,10 +58,13 @@ lint: .venv/.installed
 bench: .venv/.installed
 	$(PY) -m benches.train_reference --check
 	$(PY) -m benches.cpu_latency $(BENCHFLAGS)
+	$(PY) -m benches.head_similarity
 	@if [ -d $(REAL_DATA) ]; then \
-		$(PY) -m benches.real_accuracy $(BENCHFLAGS); \
+		$(PY) -m benches.real_accuracy $(BENCHFLAGS) && \
+		$(PY) -m benches.synthesis_speed $(BENCHFLAGS) && \
+		$(PY) -m benches.synthesis_accuracy $(BENCHFLAGS); \
 	else \
-		echo "real_accuracy is left out: no photographs at $(REAL_DATA)"; \
+		echo "real_accuracy, synthesis_speed and synthesis_accuracy are left out: no photographs at $(REAL_DATA)"; \
 	fi
 	$(PY) -m benches.tables
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benches import synthesis_tables
 from benches.record import RESULTS, ROOT, read_result
 from runtime.cli import run
 from runtime.errors import IntvitError
@@ -113,11 +114,36 @@ def ablate_calibration(record: Record) -> str:
     return markdown(head, rows, left=2)
 
 
+def head_similarity(record: Record) -> str:
+    """The inter-head loss beside its written-out form: time and peak memory of forward and backward."""
+    head = ["shapes", "batch", "threads", "naive ms", "ours ms", "speedup", "naive MiB", "ours MiB", "less memory"]
+    rows = [
+        [
+            f"{row['network']}, {row['layers']} layers, {row['heads']} heads, {row['tokens']} tokens, {row['dtype']}",
+            str(row["batch"]),
+            str(row["threads"]),
+            number(row["naive_ms"]),
+            number(row["ours_ms"]),
+            f"{row['speedup']:.1f}×",
+            number(row["naive_peak_mib"]),
+            number(row["ours_peak_mib"]),
+            f"{row['memory_ratio']:.1f}×",
+        ]
+        for row in record["rows"]
+    ]
+    return markdown(head, rows, left=1)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     "real_accuracy": real_accuracy,
     "cpu_latency": cpu_latency,
     "ablate_calibration": ablate_calibration,
+    "synthesis_accuracy": synthesis_tables.accuracy,
+    "synthesis_sets": synthesis_tables.sets,
+    "synthesis_speed": synthesis_tables.speed,
+    "head_similarity": head_similarity,
 }
+RECORDS = {"synthesis_sets": "synthesis_accuracy"}  # tables made from the record of another name
 
 
 def render(name: str, results: Path = RESULTS) -> str:
@@ -128,7 +154,7 @@ def render(name: str, results: Path = RESULTS) -> str:
     """
     if name not in TABLES:
         raise IntvitError(f"no table is called {name!r}", where="benches/tables.py", next="known: " + ", ".join(TABLES))
-    record = read_result(name, results)
+    record = read_result(RECORDS.get(name, name), results)
     if record is None or not record.get("rows"):
         return f"*{name}: {NOT_MEASURED} (`make bench`).*"
     return f"{caption(record)}\n\n{TABLES[name](record)}"

@@ -18,8 +18,9 @@ from calib.models import LoadedModel
 from calib.real_images import list_images, load_images
 from calib.recipes import Recipe
 from calib.scheme import Scheme
-from calib.synthesis.engine import SyntheticSet, has_fast_bf16, synthesise
-from calib.synthesis.methods import NOISE
+from calib.synthesis.engine import SyntheticSet, synthesise
+from calib.synthesis.methods import NOISE, with_iterations
+from calib.synthesis.twin import has_fast_bf16
 from runtime.files import sha256_file
 from runtime.progress import task
 from toolchain.bundle import write_golden, write_side_files
@@ -80,8 +81,8 @@ def images_stage(job: Job, store: StageStore) -> StageResult:
     if job.recipe.synthesis is None:
         return _real_stage(job, store)
     config = replace(job.recipe.synthesis, images=job.images)
-    if job.iterations is not None and config.iterations:
-        config = replace(config, iterations=job.iterations)
+    if job.iterations is not None:
+        config = with_iterations(config, job.iterations)
     spec = job.loaded.spec
     inputs = {
         "spec": asdict(spec),
@@ -92,9 +93,9 @@ def images_stage(job: Job, store: StageStore) -> StageResult:
     }
 
     def work(folder: Path, checkpoints: Path) -> None:
-        total = -(-config.images // config.batch) * max(config.iterations, 1)
-        with task(f"synthesis ({config.method})", total) as advance:
-            made = synthesise(job.loaded.module, spec, config, job.seed, job.device, checkpoints, _stepper(advance))
+        with task(f"synthesis ({config.method}), images", config.images) as advance:
+            step = _stepper(advance, config.images)
+            made = synthesise(job.loaded.module, spec, config, job.seed, job.device, checkpoints, step)
         save_images(made, folder)
 
     return store.run("synthesise", inputs, SYNTHESIS_CODE, work)
@@ -102,7 +103,10 @@ def images_stage(job: Job, store: StageStore) -> StageResult:
 
 def save_images(made: SyntheticSet, folder: Path) -> None:
     """Write a synthetic set as images.safetensors and history.json."""
-    save_file({"pixels": made.images.contiguous(), "labels": made.labels.contiguous()}, folder / "images.safetensors")
+    tensors = {"pixels": made.images.contiguous(), "labels": made.labels.contiguous()}
+    if made.classes is not None:
+        tensors["classes"] = made.classes.contiguous()
+    save_file(tensors, folder / "images.safetensors")
     (folder / "history.json").write_text(json.dumps(made.history) + "\n", "utf-8")
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints of a batch in the making: written whole or not at all, and equal to the bit when read back."""
+"""Checkpoints of a group in the making: written whole or not at all, and equal to the bit when read back."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,53 +13,66 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
-    from calib.synthesis.engine import BatchState
+    from calib.synthesis.state import GroupState
 
 
-def _path(work: Path, index: int) -> Path:
-    return work / f"batch-{index:05d}.safetensors"
+def _path(work: Path, first: int) -> Path:
+    return work / f"group-{first:06d}.safetensors"
 
 
-def save(work: Path, index: int, state: BatchState) -> None:
-    """Write batch ``index``'s state under its final name, through a temporary one."""
+def _digest(tensors: dict[str, torch.Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(work: Path, first: int, state: GroupState) -> None:
+    """Write the state of the group named ``first`` under its final name, through a temporary one."""
     work.mkdir(parents=True, exist_ok=True)
-    partial = work / f".batch-{index:05d}.{os.getpid()}.partial"
+    partial = work / f".group-{first:06d}.{os.getpid()}.partial"
     tensors = {
-        "images": state.images,
-        "first": state.first,
-        "second": state.second,
-        "labels": state.labels,
+        "images": state.images.cpu().contiguous(),
+        "first": state.first.cpu().contiguous(),
+        "second": state.second.cpu().contiguous(),
         "step": torch.tensor(state.step),
         "generator": state.generator.get_state(),
     }
-    history = {"history": json.dumps(state.history)}
+    kept = json.dumps({"history": state.history, "scales": state.scales, "since": state.since})
+    # One entry only: the order of several is not fixed, and equal states shall be equal files.
     try:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, history)
-        os.replace(partial, _path(work, index))
+        save_file(tensors, partial, {"state": json.dumps([_digest(tensors, kept), kept])})
+        os.replace(partial, _path(work, first))
     finally:
         partial.unlink(missing_ok=True)
 
 
-def restore(work: Path, index: int, fresh: BatchState) -> BatchState:
-    """``fresh`` brought to where the last checkpoint left it; unchanged when there is none that can be read."""
-    path = _path(work, index)
+def restore(work: Path, first: int, fresh: GroupState) -> GroupState:
+    """``fresh`` brought to where the last checkpoint left it; unchanged when there is none that is whole."""
+    path = _path(work, first)
     if not path.is_file():
         return fresh
     try:
         with safe_open(path, framework="pt") as file:
-            images, first, second = (file.get_tensor(name) for name in ("images", "first", "second"))
-            step = int(file.get_tensor("step"))
-            history = json.loads(file.metadata()["history"])
-            if not images.shape == first.shape == second.shape == fresh.images.shape or len(history) != step:
-                raise ValueError("a checkpoint of another batch")
-            fresh.generator.set_state(file.get_tensor("generator"))
+            tensors = {name: file.get_tensor(name) for name in ("images", "first", "second", "step", "generator")}
+            digest, text = json.loads(file.metadata()["state"])
+        kept, step = json.loads(text), int(tensors["step"])
+        history, scales, since = kept["history"], kept["scales"], int(kept["since"])
+        if digest != _digest(tensors, text) or len(history) != step:
+            raise ValueError("damaged")
+        full, half = tuple(fresh.images.shape), (*fresh.images.shape[:2], *(n // 2 for n in fresh.images.shape[2:]))
+        if tuple(tensors["images"].shape) not in (full, half):
+            raise ValueError("a checkpoint of another group")
+        fresh.generator.set_state(tensors["generator"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError):
         path.unlink(missing_ok=True)
         return fresh
-    fresh.images, fresh.first, fresh.second, fresh.step, fresh.history = images, first, second, step, history
+    fresh.images, fresh.first, fresh.second = tensors["images"], tensors["first"], tensors["second"]
+    fresh.step, fresh.since, fresh.history, fresh.scales = step, since, history, scales
     return fresh
 
 
-def drop(work: Path, index: int) -> None:
-    """Remove batch ``index``'s checkpoint."""
-    _path(work, index).unlink(missing_ok=True)
+def drop(work: Path, first: int) -> None:
+    """Remove the checkpoint of the group named ``first``."""
+    _path(work, first).unlink(missing_ok=True)

@@ -1,55 +1,73 @@
-"""The optimisation loop: images that a frozen network finds natural. Resumable to the bit; one seed, one result."""
+"""The optimisation loop: images that a frozen network finds natural. Resumable to the bit; one seed, one result.
+
+A set is made in groups of images. A group is always made by one thread on the CPU (several groups at a time), or by
+one device, from generators named by the image and the group: the images are the same bytes however many threads,
+processes or machines share the work.
+"""
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.errors import IntvitError
 from calib.models import ModelSpec
 from calib.quant.families import is_swin
 from calib.synthesis.checkpoints import drop, restore, save
-from calib.synthesis.methods import Round, SynthesisConfig
-from calib.synthesis.priors.patch_entropy import patch_entropy_loss
-from calib.synthesis.priors.total_variation import scaled_target, total_variation
-from calib.synthesis.schedule import warmup_cosine
-from calib.synthesis.views import random_flip, random_roll
-from calib.taps import AttentionOutputs
+from calib.synthesis.losses import gradient, wanted
+from calib.synthesis.methods import Optimiser, SynthesisConfig
+from calib.synthesis.plan import Group, groups
+from calib.synthesis.priors.attention_prior import layouts
+from calib.synthesis.schedule import rate_at, round_at
+from calib.synthesis.state import GroupState, pixel_limits, start
+from calib.synthesis.twin import fitting_batch, half_size, twins
+from calib.taps import AttentionTaps
 
 Progress = Callable[[int, int, str], None]
 SAVE_EVERY_S = 5.0
+NO_CLASS = -1
 
 
 @dataclass
 class SyntheticSet:
-    """Images (B, 3, H, W) float16 in [0, 1], labels (B,) int64, and the loss terms over the iterations."""
+    """Images (B, 3, H, W) float16 in [0, 1], labels (B,) int64, and the loss terms over the iterations.
 
-    images: Tensor
-    labels: Tensor
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass
-class BatchState:
-    """Everything one batch needs to go on from: images and Adam's moments, in normalised space, float32.
-
-    ``history`` has one row of loss terms for every iteration so far.
+    ``labels`` holds the foremost intended class, -1 where there is none; ``classes`` (B, M) int64 all of them, foremost
+    first, padded with -1.
+    A row of ``history`` has ``batch`` (the group's first image), ``step`` and the weighted terms.
     """
 
     images: Tensor
     labels: Tensor
-    target: float
-    first: Tensor
-    second: Tensor
-    step: int
-    generator: torch.Generator
     history: list[dict[str, float]] = field(default_factory=list)
+    classes: Tensor | None = None
+
+
+@dataclass
+class Made:
+    """One finished group: float16 images in [0, 1], the intended classes of each, and its history."""
+
+    members: tuple[int, ...]
+    images: Tensor
+    classes: list[list[int]]
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the groups this process makes: every ``of``-th from the ``mine``-th on."""
+
+    mine: int = 0
+    of: int = 1
 
 
 def synthesise(
@@ -60,143 +78,217 @@ def synthesise(
     device: str = "cpu",
     work: Path | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
 ) -> SyntheticSet:
     """Make ``config.images`` images from ``model`` alone.
 
     Args:
-        model: float timm network, eval; frozen here. device: torch device. work: folder for checkpoints (resume), or
-            None. progress: called as (iterations done, in all, note).
+        model: float timm network; not changed. device: torch device. work: folder for checkpoints (resume), or None.
+        progress: called as (iterations done, in all, note). workers: groups made at a time on the CPU; default:
+            torch's number of threads. It does not change the images.
 
     Raises:
         IntvitError: no images asked for, or the optimisation diverged.
     """
-    if config.images < 1:
-        raise IntvitError("at least one image is needed", where="--images", why=f"got {config.images}")
-    model = model.to(device).eval().requires_grad_(False)
-    sizes = [min(config.batch, config.images - start) for start in range(0, config.images, config.batch)]
-    total = len(sizes) * max(config.iterations, 1)
-    images, labels, history = [], [], []
-    for index, size in enumerate(sizes):
-        state = _start(spec, replace(config, images=size), seed, index)
-        if work is not None:
-            state = restore(work, index, state)
-
-        def report(step: int, note: str, done: int = index * max(config.iterations, 1)) -> None:
-            if progress is not None:
-                progress(done + step, total, note)
-
-        _optimise(model, spec, config, state, index, device, work, report)
-        history += state.history
-        images.append(spec.denormalise(state.images).clamp(0, 1).half().cpu())
-        labels.append(state.labels.cpu())
+    made = make_groups(model, spec, config, seed, device, work, progress, workers)
     if work is not None:
-        for index in range(len(sizes)):
-            drop(work, index)
-    if progress is not None:
-        progress(total, total, "")
-    return SyntheticSet(torch.cat(images), torch.cat(labels), history)
+        for group in made:
+            drop(work, group.members[0])
+    return assemble(made)
 
 
-def _start(spec: ModelSpec, config: SynthesisConfig, seed: int, index: int) -> BatchState:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-    images = torch.randn((config.images, *spec.input_size), generator=generator)
-    low, high = _pixel_limits(spec, images)
-    labels = torch.randint(0, spec.num_classes, (config.images,), generator=generator)
-    drawn = float(torch.rand((), generator=generator))
-    target = config.tv_target[0] + drawn * (config.tv_target[1] - config.tv_target[0])
-    clamped = torch.maximum(torch.minimum(images, high), low)
-    empty = torch.zeros_like(images)
-    return BatchState(clamped, labels, scaled_target(target, images.numel()), empty, empty.clone(), 0, generator)
-
-
-def _pixel_limits(spec: ModelSpec, like: Tensor) -> tuple[Tensor, Tensor]:
-    mean, std = spec.pixel_stats(like)
-    return (0 - mean) / std, (1 - mean) / std
-
-
-def _round_at(config: SynthesisConfig, step: int) -> tuple[Round, int, int]:
-    """The round that ``step`` is in, the step within it, and the round's length."""
-    start = 0
-    for number, part in enumerate(config.rounds):
-        last = number == len(config.rounds) - 1
-        length = config.iterations - start if last else round(config.iterations * part.share)
-        if step < start + length:
-            return part, step - start, length
-        start += length
-    raise ValueError(f"step {step} is past the last round")
-
-
-def _optimise(
+def make_groups(
     model: nn.Module,
     spec: ModelSpec,
     config: SynthesisConfig,
-    state: BatchState,
-    index: int,
-    device: str,
-    work: Path | None,
-    report: Callable[[int, str], None],
-) -> None:
-    state.images, state.first, state.second = (t.to(device) for t in (state.images, state.first, state.second))
-    low, high = _pixel_limits(spec, state.images)
-    rate = config.swin_learning_rate if is_swin(model) else config.learning_rate
-    saved = time.monotonic()
-    with AttentionOutputs(model) as taps:
-        while state.step < config.iterations:
-            part, inner, length = _round_at(config, state.step)
-            if inner == 0:
-                state.first.zero_()
-                state.second.zero_()
-            losses, gradient = _gradient(model, spec, config, state, part, taps)
-            lr = warmup_cosine(inner, length, round(config.warmup * length), rate)
-            _adam(state, gradient, lr, config.betas, inner + 1)
-            state.images = torch.maximum(torch.minimum(state.images, high), low)
-            state.step += 1
-            if not torch.isfinite(state.images).all():
-                raise IntvitError(
-                    "synthesis diverged", where=f"batch {index}, iteration {state.step}", next="try another --seed"
-                )
-            state.history.append({"batch": index, "step": state.step, **losses})
-            report(state.step, f"loss {losses['total']:.2f}")
-            if work is not None and time.monotonic() - saved > SAVE_EVERY_S:
-                save(work, index, state)
-                saved = time.monotonic()
-    if work is not None and config.iterations:
-        save(work, index, state)
+    seed: int,
+    device: str = "cpu",
+    work: Path | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    share: Share | None = None,
+) -> list[Made]:
+    """This process's share of the groups of a set, in order; see :func:`synthesise`. Checkpoints are left in place."""
+    if config.images < 1:
+        raise IntvitError(
+            "at least one image is needed", where="--images", why=f"got {config.images}", next="give 1 or more"
+        )
+    share = share or Share()
+    cpu = torch.device(device).type == "cpu"
+    threads = torch.get_num_threads()
+    count = max(1, workers or threads) if cpu else 1
+    try:
+        pool = twins(model, 1, device)
+        batch = config.batch or _auto_batch(pool[0], spec, config, device)
+        mine = groups(config, batch)[share.mine :: share.of]
+        count = min(count, max(1, len(mine)))
+        run = _Run(spec, seed, device, work, _Counter(progress, mine))
+        if count == 1:
+            run.one_thread(cpu)
+            return [run.make(pool[0], group) for group in mine]
+        return _in_threads(run, twins(model, count, device), mine)
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _gradient(
-    model: nn.Module, spec: ModelSpec, config: SynthesisConfig, state: BatchState, part: Round, taps: AttentionOutputs
-) -> tuple[dict[str, float], Tensor]:
-    images = state.images.detach().requires_grad_(True)
-    reach = max(1, round(part.roll * spec.input_size[1] / 224))
-    view = random_roll(images, reach, state.generator)
-    if config.flip:
-        view = random_flip(view, state.generator)
-    kind = images.device.type
-    with torch.autocast(device_type=kind, dtype=torch.bfloat16, enabled=has_fast_bf16(kind)):
-        logits = model(view)
-    prefix = getattr(model, "num_prefix_tokens", 0)
-    terms = {
-        "entropy": config.entropy * patch_entropy_loss(taps.values, prefix),
-        "class": config.class_loss * F.cross_entropy(logits.float(), state.labels.to(images.device)),
-        "tv": config.tv * (total_variation(view) - state.target).abs(),
-    }
-    total = torch.stack(list(terms.values())).sum()
-    (gradient,) = torch.autograd.grad(total, images)
-    return {name: float(value.detach()) for name, value in (terms | {"total": total}).items()}, gradient
+def starting_images(model: nn.Module, spec: ModelSpec, config: SynthesisConfig, seed: int) -> Tensor:
+    """What the images of a set were before the first iteration: (B, 3, H, W) float32 in [0, 1]."""
+    layout = layouts(model)
+    singles = [start(spec, layout, group, seed) for group in groups(config, 1)]
+    return spec.denormalise(torch.cat([state.images for state in singles])).clamp(0, 1)
 
 
-def has_fast_bf16(device_type: str) -> bool:
-    """Whether bfloat16 products are faster than float32 ones on this kind of device."""
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device_type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+def assemble(made: list[Made]) -> SyntheticSet:
+    """The whole set from its groups, in the order of the images."""
+    flat = sorted(
+        (index, image, classes)
+        for group in made
+        for index, image, classes in zip(group.members, group.images.unbind(0), group.classes, strict=True)
+    )
+    width = max(1, *(len(classes) for _, _, classes in flat))
+    padded = torch.tensor([classes + [NO_CLASS] * (width - len(classes)) for _, _, classes in flat])
+    history = [row for group in sorted(made, key=lambda group: group.members) for row in group.history]
+    return SyntheticSet(torch.stack([image for _, image, _ in flat]), padded[:, 0].clone(), history, padded)
 
 
-def _adam(state: BatchState, gradient: Tensor, lr: float, betas: tuple[float, float], count: int) -> None:
-    """One Adam step (Kingma & Ba, 2015) in place, its moments kept in ``state`` so that a checkpoint is complete."""
-    state.first.mul_(betas[0]).add_(gradient, alpha=1 - betas[0])
-    state.second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
-    mean = state.first / (1 - betas[0] ** count)
-    spread = (state.second / (1 - betas[1] ** count)).sqrt() + 1e-8
-    state.images = state.images - lr * mean / spread
+def _auto_batch(model: nn.Module, spec: ModelSpec, config: SynthesisConfig, device: str) -> int:
+    parts = config.mixture or (config,)
+    if not any(part.iterations for part in parts):
+        return 64
+    return fitting_batch(model, spec, device, 1 + max(part.views.patches for part in parts))
+
+
+class _Counter:
+    """Adds up the iterations of all threads, and tells how many images a minute that makes."""
+
+    def __init__(self, progress: Progress | None, mine: list[Group]) -> None:
+        self._progress, self._lock = progress, threading.Lock()
+        self._total = sum(max(group.config.iterations, 1) for group in mine)
+        self._images = sum(len(group.members) for group in mine)
+        self._done = self._resumed = 0
+        self._begun = time.monotonic()
+
+    def add(self, steps: int, note: str, resumed: bool = False) -> None:
+        with self._lock:
+            self._done += steps
+            self._resumed += steps * resumed
+            if self._progress is not None:
+                share = (self._done - self._resumed) / max(self._total, 1)
+                rate = 60 * self._images * share / max(time.monotonic() - self._begun, 1e-3)
+                self._progress(self._done, self._total, f"{note}{rate:.1f} images/min")
+
+
+@dataclass
+class _Run:
+    """What all groups of a run share."""
+
+    spec: ModelSpec
+    seed: int
+    device: str
+    work: Path | None
+    counter: _Counter
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @staticmethod
+    def one_thread(cpu: bool) -> None:
+        if cpu:
+            torch.set_num_threads(1)
+
+    def make(self, model: nn.Module, group: Group) -> Made:
+        """One group from where its checkpoint left it, or from the start, to the end."""
+        state = start(self.spec, layouts(model), group, self.seed)
+        if self.work is not None:
+            state = restore(self.work, group.first, state)
+        state = state.to(self.device)
+        if state.step:
+            self.counter.add(state.step, "", resumed=True)
+        if group.config.iterations:
+            self._optimise(model, group, state)
+        else:
+            self.counter.add(1, "")
+        images = self.spec.denormalise(state.images).clamp(0, 1).half().cpu()
+        return Made(group.members, images, state.classes, state.history)
+
+    def _optimise(self, model: nn.Module, group: Group, state: GroupState) -> None:
+        half = half_size(model, self.spec) if group.config.warm else None
+        warm = group.warm_steps(half is not None)
+        if half is not None and state.step < warm:
+            if state.step == 0:
+                state.halve()
+            self._descend(half, group, state, warm)
+        if state.halved and state.step == warm:
+            state.grow()
+        if not self.stop.is_set():
+            self._descend(model, group, state, group.config.iterations)
+        if self.work is not None:
+            save(self.work, group.first, state)
+
+    def _descend(self, model: nn.Module, group: Group, state: GroupState, until: int) -> None:
+        config, saved = group.config, time.monotonic()
+        low, high = pixel_limits(self.spec, state.images)
+        with AttentionTaps(model, wanted(config)) as taps:
+            while state.step < until and not self.stop.is_set():
+                terms, slope = gradient(model, config, state, taps)
+                descend(config, is_swin(model), state, slope)
+                state.images.clamp_(low, high)
+                state.step += 1
+                if not torch.isfinite(state.images).all():
+                    raise IntvitError(
+                        "synthesis diverged",
+                        where=f"images from {group.first} on, iteration {state.step}",
+                        why="a pixel is not a finite number",
+                        next="try another --seed",
+                    )
+                state.history.append({"batch": group.first, "step": state.step, **terms})
+                self.counter.add(1, f"loss {terms['total']:.2f}, ")
+                if self.work is not None and time.monotonic() - saved > SAVE_EVERY_S:
+                    save(self.work, group.first, state)
+                    saved = time.monotonic()
+
+
+def _in_threads(run: _Run, models: list[nn.Module], mine: list[Group]) -> list[Made]:
+    """Several groups at a time, each with a copy of the network of its own; the first failure stops all."""
+    idle: SimpleQueue[nn.Module] = SimpleQueue()
+    for model in models:
+        idle.put(model)
+
+    def work(group: Group) -> Made | None:
+        if run.stop.is_set():
+            return None
+        run.one_thread(True)
+        model = idle.get()
+        try:
+            return run.make(model, group)
+        finally:
+            idle.put(model)
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        tasks = [pool.submit(work, group) for group in mine]
+        try:
+            wait(tasks, return_when=FIRST_EXCEPTION)
+        finally:
+            if not all(task.done() and task.exception() is None for task in tasks):
+                run.stop.set()
+    made = [task.result() for task in tasks]
+    return [group for group in made if group is not None]
+
+
+def descend(config: SynthesisConfig, swin: bool, state: GroupState, slope: Tensor) -> None:
+    """One step of Adam, or of AdamW (Loshchilov & Hutter, 2019) where there is a weight decay."""
+    optimiser, step, steps = config.optimiser, state.step, config.iterations
+    if optimiser.restart:
+        _, step, steps = round_at(config.rounds, config.iterations, state.step)
+        if step == 0:
+            state.forget()
+    adam(state, slope, rate_at(optimiser, swin, step, steps), optimiser, state.step - state.since + 1)
+
+
+def adam(state: GroupState, slope: Tensor, rate: float, optimiser: Optimiser, count: int) -> None:
+    """Adam (Kingma & Ba, 2015) on ``state.images``, its moments kept in ``state`` so that a checkpoint is complete."""
+    one, two = optimiser.betas
+    state.first.mul_(one).add_(slope, alpha=1 - one)
+    state.second.mul_(two).addcmul_(slope, slope, value=1 - two)
+    spread = state.second.sqrt().div_(math.sqrt(1 - two**count)).add_(1e-8)
+    if optimiser.weight_decay:
+        state.images.mul_(1 - rate * optimiser.weight_decay)
+    state.images.addcdiv_(state.first, spread, value=-rate / (1 - one**count))

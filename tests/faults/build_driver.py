@@ -32,7 +32,7 @@ def stopping_after(function: Callable[..., Any], folder: Path) -> Callable[..., 
 
 
 def drive(mode: str, folder: Path, options: list[str]) -> int:
-    gradient, calibrate = engine._gradient, pipeline.calibrate
+    gradient, calibrate = engine.gradient, pipeline.calibrate
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         with (folder / "iterations").open("ab") as stream:
@@ -52,7 +52,7 @@ def drive(mode: str, folder: Path, options: list[str]) -> int:
         return calibrate(*rest, report)
 
     engine.SAVE_EVERY_S = 0.05
-    engine._gradient = counted
+    engine.gradient = counted
     if mode == "in-calibration":
         pipeline.calibrate = stops_halfway
     elif mode == "in-lowering":

@@ -26,7 +26,7 @@ from toolchain import pipeline
 from toolchain.build import main
 
 ITERATIONS = 10
-BATCHES = 2  # 34 images: one batch of 32, one of 2
+GROUPS = 5  # of at most eight images
 SYNTHESIS = ["--model", "vit_digits", "--bits", "w4a8", "--iterations", str(ITERATIONS), "--images", "34"]
 NOISE = ["--model", "vit_digits", "--bits", "w4a8", "--method", "noise", "--images", "8"]
 PATIENCE_S = 60.0
@@ -97,7 +97,7 @@ class Runs:
         assert process.returncode == -signal.SIGKILL
 
     def checkpoints(self) -> list[Path]:
-        return sorted(self.cache.glob(".work-synthesise-*/batch-*.safetensors"))
+        return sorted(self.cache.glob(".work-synthesise-*/group-*.safetensors"))
 
 
 @pytest.fixture
@@ -119,31 +119,31 @@ def runs(tmp_path: Path) -> Iterator[Callable[..., Runs]]:
 def test_killed_twice_in_synthesis_it_resumes_to_the_same_bytes(runs: Callable[..., Runs]) -> None:
     cut, whole = runs("cut", SYNTHESIS), runs("whole", SYNTHESIS)
     process = cut.start("slow")
-    cut.wait_for(process, lambda: len(cut.checkpoints()) == 1)
+    cut.wait_for(process, lambda: len(cut.checkpoints()) >= 1)
     cut.kill(process)
     first = cut.iterations
-    assert 0 < first < ITERATIONS
+    assert 0 < first < GROUPS * ITERATIONS
     assert not cut.out.exists()
     assert stages(cut.cache) == []
 
     process = cut.start("slow")
-    cut.wait_for(process, lambda: len(cut.checkpoints()) == 2)
+    cut.wait_for(process, lambda: len(cut.checkpoints()) >= 4)
     cut.kill(process)
     second = cut.iterations - first
-    assert ITERATIONS - first <= second < BATCHES * ITERATIONS - 1
+    assert 0 < second < GROUPS * ITERATIONS
     assert not cut.out.exists()
     assert stages(cut.cache) == []
-    assert len(cut.checkpoints()) == BATCHES
+    assert 4 <= len(cut.checkpoints()) <= GROUPS
 
     cut.finish()
     third = cut.iterations - first - second
-    assert 0 < third < ITERATIONS
+    assert 0 < third <= 3 * ITERATIONS  # two threads: at least two groups had been finished
     # at most the iterations between a checkpoint and its kill were done again
-    assert BATCHES * ITERATIONS <= cut.iterations < 2 * BATCHES * ITERATIONS
+    assert GROUPS * ITERATIONS <= cut.iterations < 2 * GROUPS * ITERATIONS
     assert leftovers(cut.cache) == []
 
     whole.finish()
-    assert whole.iterations == BATCHES * ITERATIONS
+    assert whole.iterations == GROUPS * ITERATIONS
     assert files(cut.out) == files(whole.out)
     assert {"ort/model.onnx", "canonical/model.onnx", "float/model.onnx"} < files(cut.out).keys()
 
@@ -160,7 +160,7 @@ def test_ctrl_c_in_synthesis_is_exit_code_130_and_clean(runs: Callable[..., Runs
     assert not one.out.exists()
     assert stages(one.cache) == []
     assert not list(one.cache.glob(".partial*"))
-    assert len(one.checkpoints()) == 1  # what was reached is kept
+    assert one.checkpoints()  # what was reached is kept
 
 
 PLACES = {
@@ -290,7 +290,7 @@ def test_a_truncated_checkpoint_is_not_trusted(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "drop", interrupted)  # all iterations done and saved, but no result yet
         assert run(cache, out) == 130
-    (checkpoint,) = cache.glob(".work-synthesise-*/batch-*.safetensors")
+    (checkpoint,) = cache.glob(".work-synthesise-*/group-*.safetensors")
     data = checkpoint.read_bytes()
     for damaged in (data[: len(data) // 2], data[:5], b"", b"\xff" * 64):
         checkpoint.parent.mkdir(exist_ok=True)
