@@ -1,8 +1,9 @@
 """Measure benches/results/synthesis_speed.json: what one iteration of a method costs beside a plain pass.
 
-The plain pass is the network as timm makes it, forward, cross entropy, backward to the input, on the same batch and
-in the same precision (bfloat16 autocast where the processor has it). Ours is the whole iteration: views, network,
-priors with their gradients, Adam and clamping. Both take turns; times are medians, raw times are kept.
+"plain" is the network as timm makes it: forward, cross entropy, backward to the input, on the same batch and in the same
+precision (bfloat16 autocast where the processor has it); "plain, our copy" is that pass in the engine's copy of the
+network, which on a CPU computes attention unfused. Ours is the whole iteration: views, network, priors with their
+gradients, Adam and clamping. All take turns; times are medians, raw times are kept.
 
 On a GPU (``--device cuda``, into synthesis_speed_cuda.json) the same for deit_s shapes at batch 32 with random weights,
 and the head prior also in its naive pairwise form; ``images_per_minute`` counts the method's own number of iterations.
@@ -20,6 +21,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 import typer
+from torch import nn
 
 from benches.head_similarity import naive_loss
 from benches.real_accuracy import CHECKPOINT
@@ -63,9 +65,9 @@ def iteration(loaded: LoadedModel, config: SynthesisConfig, batch: int, device: 
     return once
 
 
-def plain(loaded: LoadedModel, batch: int, device: str) -> Callable[[], None]:
-    """Forward and backward to the input of the network as it is, and nothing else."""
-    model = loaded.module.to(device).eval().requires_grad_(False)
+def plain(network: nn.Module, loaded: LoadedModel, batch: int, device: str) -> Callable[[], None]:
+    """Forward and backward to the input of ``network``, and nothing else."""
+    model = network.to(device).eval().requires_grad_(False)
     images = torch.randn((batch, *loaded.spec.input_size), generator=torch.Generator().manual_seed(0)).to(device)
     labels = torch.arange(batch, device=device)
 
@@ -104,7 +106,8 @@ def rows_of(
     loaded: LoadedModel, model: str, batch: int, device: str, repeats: int, with_naive: bool
 ) -> list[dict[str, Any]]:
     """A row a method."""
-    calls = {"plain": plain(loaded, batch, device)}
+    calls = {"plain": plain(loaded.module, loaded, batch, device)}
+    calls["plain, our copy"] = plain(twins(loaded.module, 1, device)[0], loaded, batch, device)
     calls |= {name: iteration(loaded, config, batch, device) for name, config in METHODS.items()}
     if with_naive:
         calls["mimiq, naive pairs"] = naive(iteration(loaded, MIMIQ, batch, device))
@@ -123,7 +126,9 @@ def rows_of(
                 "bf16": has_fast_bf16(device),
                 "ms": 1e3 * median(seconds),
                 "ratio": median(seconds) / base,
-                "images_per_minute": None if name == "plain" else 60 * batch / (median(seconds) * config.iterations),
+                "images_per_minute": None
+                if name.startswith("plain")
+                else 60 * batch / (median(seconds) * config.iterations),
                 "raw_ms": [round(1e3 * value, 3) for value in seconds],
             }
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from calib.calibrate import CalibrateConfig
 from calib.synthesis.methods import METHODS, SynthesisConfig, find
 
-DEFAULT_METHOD = "psaq"
+DEFAULT_METHOD = "best"
 REAL = "real"
 
 

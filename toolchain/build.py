@@ -28,7 +28,7 @@ from toolchain.output import check_out, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
 from toolchain.stages import StageStore, default_store
 
-DEFAULT_IMAGES = 32
+DEFAULT_IMAGES = 128
 
 
 def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, force: bool, console: Console) -> Bundle:

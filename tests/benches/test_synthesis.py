@@ -61,7 +61,7 @@ def test_claims_of_images_without_classes(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("method", SINGLE)
 def test_an_iteration_moves_the_images(method: str) -> None:
     digits = load("vit_digits")
-    calls = {"plain": plain(digits, 2, "cpu"), "ours": iteration(digits, SINGLE[method], 2, "cpu")}
+    calls = {"plain": plain(digits.module, digits, 2, "cpu"), "ours": iteration(digits, SINGLE[method], 2, "cpu")}
     times = timed(calls, 3, "cpu")
     assert times.keys() == calls.keys() and all(len(each) == 3 and min(each) > 0 for each in times.values())
 

@@ -27,7 +27,8 @@ from toolchain.build import main
 
 ITERATIONS = 10
 GROUPS = 5  # of at most eight images
-SYNTHESIS = ["--model", "vit_digits", "--bits", "w4a8", "--iterations", str(ITERATIONS), "--images", "34"]
+SYNTHESIS = ["--model", "vit_digits", "--bits", "w4a8", "--method", "psaq"]
+SYNTHESIS += ["--iterations", str(ITERATIONS), "--images", "34"]
 NOISE = ["--model", "vit_digits", "--bits", "w4a8", "--method", "noise", "--images", "8"]
 PATIENCE_S = 60.0
 
@@ -279,7 +280,7 @@ def test_a_truncated_checkpoint_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache, out = tmp_path / "cache", tmp_path / "out"
-    options = ["--model", "vit_digits", "--bits", "w4a8", "--iterations", "3", "--images", "4"]
+    options = ["--model", "vit_digits", "--bits", "w4a8", "--method", "psaq", "--iterations", "3", "--images", "4"]
 
     def run(cache: Path, out: Path) -> int:
         return cli.invoke(main, [*options, "--cache", str(cache), "--out", str(out)])

@@ -40,7 +40,7 @@ def build(tmp_path_factory: pytest.TempPathFactory, vit_tiny_checkpoint: Path, p
         if scheme not in done:
             out = root / scheme
             arguments = ["--model", "vit_t", "--checkpoint", str(vit_tiny_checkpoint), "--bits", scheme]
-            arguments += ["--method", "psaq", "--eval", str(photographs), "--out", str(out)]
+            arguments += ["--method", "best", "--eval", str(photographs), "--out", str(out)]
             verb("toolchain.build", *arguments, "--cache", str(root / "cache"))
             done[scheme] = Built(out, json.loads((out / "manifest.json").read_text())["reported"])
         return done[scheme]

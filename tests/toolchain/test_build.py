@@ -85,7 +85,7 @@ def test_the_bundle_holds_what_the_issue_asks_for(quick: Built) -> None:
     manifest = quick.bundle.manifest
     assert (manifest.name, manifest.model, manifest.scheme) == ("vit_digits-w4a8", "vit_digits", "w4a8")
     assert (manifest.weights, manifest.num_classes) == ("packaged", 10)
-    assert (manifest.method, manifest.images, manifest.seed, manifest.data_free) == ("psaq", 8, 3, True)
+    assert (manifest.method, manifest.images, manifest.seed, manifest.data_free) == ("best", 8, 3, True)
     assert (manifest.preprocess.height, manifest.preprocess.width) == (32, 32)
     assert manifest.preprocess.mean == manifest.preprocess.std == (0.5, 0.5, 0.5)
     assert manifest.reported == {}

@@ -33,7 +33,7 @@ def state(seed: int, step: int = 0, images: int = 1) -> GroupState:
     made = start(small, [], Group(tuple(range(images)), replace(PSAQ, images=images)), seed)
     generator = torch.Generator().manual_seed(seed)
     made.first, made.second = (torch.randn(made.images.shape, generator=generator) for _ in range(2))
-    made.step, made.scales = step, {"heads": seed / 3} if step else {}
+    made.step, made.since, made.scales = step, step // 2, {"heads": seed / 3} if step else {}
     made.history = [{"batch": 0, "step": i + 1, "total": 0.1 * seed + i / 3} for i in range(step)]
     torch.rand(step, generator=made.generator)
     return made
@@ -42,7 +42,7 @@ def state(seed: int, step: int = 0, images: int = 1) -> GroupState:
 def same(one: GroupState, two: GroupState) -> bool:
     tensors = all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("images", "first", "second"))
     generators = torch.equal(one.generator.get_state(), two.generator.get_state())
-    rest = (one.step, one.history, one.scales, one.classes) == (two.step, two.history, two.scales, two.classes)
+    rest = all(getattr(one, name) == getattr(two, name) for name in ("step", "since", "history", "scales", "classes"))
     return tensors and generators and rest
 
 
@@ -114,7 +114,7 @@ STATES = {
     "nothing": "",
     "no list": "3",
     "no digest": '["{}"]',
-    "another digest": '["0", "{\\"history\\": [{}, {}], \\"scales\\": {}}"]',
+    "another digest": '["0", "{\\"history\\": [{}, {}], \\"scales\\": {}, \\"since\\": 0}"]',
     "no text": '["0", 3]',
     "no history": '["0", "{}"]',
     "a list": '["0", "[]"]',
@@ -132,7 +132,7 @@ def test_a_checkpoint_whose_state_does_not_fit_is_not_used(tmp_path: Path, text:
 
 def signed(path: Path, tensors: dict[str, torch.Tensor], history: list[Any]) -> None:
     """A checkpoint whose digest is right and whose content is not."""
-    text = json.dumps({"history": history, "scales": {}})
+    text = json.dumps({"history": history, "scales": {}, "since": 0})
     save_file(tensors, path, {"state": json.dumps([checkpoints._digest(tensors, text), text])})
 
 
