@@ -1,6 +1,6 @@
 """Measure benches/results/synthesis_speed.json: what one iteration of a method costs beside a plain pass.
 
-"plain" is the network as timm makes it: forward, cross entropy, backward to the input, on the same batch and in the same
+"plain" is the network as timm makes it: forward, cross entropy, backward to the input, on the same batch, in the same
 precision (bfloat16 autocast where the processor has it); "plain, our copy" is that pass in the engine's copy of the
 network, which on a CPU computes attention unfused. Ours is the whole iteration: views, network, priors with their
 gradients, Adam and clamping. All take turns; times are medians, raw times are kept.
