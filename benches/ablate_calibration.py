@@ -10,19 +10,16 @@ import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 
-from benches.real_accuracy import CALIBRATION_IMAGES, CHECKPOINT, PHOTOGRAPHS
+from benches.real_accuracy import CALIBRATION_IMAGES, CHECKPOINT
 from benches.record import write_result
+from benches.synthesis_sets import photographs
 from calib.calibrate import CalibrateConfig, calibrate
-from calib.models import LoadedModel, load
+from calib.models import load
 from calib.scheme import parse
-from runtime.classes import Classes
 from runtime.cli import run
-from runtime.dataset import Unreadable, batches, load_folder
-from toolchain.bundle import preprocess_rule
 
 VARIANTS = {
     "all steps": CalibrateConfig(),
@@ -32,15 +29,6 @@ VARIANTS = {
     "no reparameterisation": CalibrateConfig(reparameterise=False),
     "plain rounding": CalibrateConfig(weight_tokens=False, correct_bias=False, reparameterise=False),
 }
-
-
-def photographs(loaded: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every photograph as the network's input (M, 3, H, W) float32, and its label (M,)."""
-    spec = loaded.spec
-    samples = load_folder(PHOTOGRAPHS, Classes(spec.class_ids, spec.class_names))
-    parts = list(batches(samples, preprocess_rule(spec), Unreadable(), batch=50))
-    images = torch.from_numpy(np.concatenate([part.images for part in parts]))
-    return images, torch.from_numpy(np.concatenate([part.labels for part in parts]))
 
 
 def main(
