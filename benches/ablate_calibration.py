@@ -16,18 +16,23 @@ import typer
 from benches.real_accuracy import CALIBRATION_IMAGES, CHECKPOINT
 from benches.record import write_result
 from benches.synthesis_sets import photographs
+from calib.align.layer import LayerConfig
 from calib.calibrate import CalibrateConfig, calibrate
 from calib.models import load
+from calib.recipes import BUDGETS
 from calib.scheme import parse
 from runtime.cli import run
 
 VARIANTS = {
-    "all steps": CalibrateConfig(),
-    "tokens all alike": CalibrateConfig(weight_tokens=False),
-    "no bias correction": CalibrateConfig(correct_bias=False),
-    "tokens all alike, no bias correction": CalibrateConfig(weight_tokens=False, correct_bias=False),
-    "no reparameterisation": CalibrateConfig(reparameterise=False),
-    "plain rounding": CalibrateConfig(weight_tokens=False, correct_bias=False, reparameterise=False),
+    "all steps": BUDGETS["default"],
+    "no reconstruction": BUDGETS["fast"],
+    "no reconstruction, nearest rounding": CalibrateConfig(),
+    "and tokens all alike": CalibrateConfig(LayerConfig(weight_tokens=False)),
+    "and no bias correction": CalibrateConfig(LayerConfig(weight_tokens=False, correct_bias=False)),
+    "and no reparameterisation": CalibrateConfig(
+        LayerConfig(weight_tokens=False, correct_bias=False), reparameterise=False
+    ),
+    "no reconstruction, GPTQ with tokens all alike": CalibrateConfig(LayerConfig(rounding="gptq", weight_tokens=False)),
 }
 
 

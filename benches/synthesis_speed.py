@@ -28,6 +28,7 @@ from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, write_result
 from benches.synthesis_ablation import ABLATION
 from calib.models import LoadedModel, load
+from calib.precision import has_fast_bf16
 from calib.synthesis import losses
 from calib.synthesis.engine import descend
 from calib.synthesis.losses import gradient, wanted
@@ -35,7 +36,7 @@ from calib.synthesis.methods import DFQ_VIT, MIMIQ, PSAQ, SynthesisConfig
 from calib.synthesis.plan import Group
 from calib.synthesis.priors.attention_prior import layouts
 from calib.synthesis.state import start
-from calib.synthesis.twin import forward, has_fast_bf16, twins
+from calib.synthesis.twin import forward, twins
 from calib.taps import AttentionTaps
 from runtime.cli import run
 

@@ -81,9 +81,17 @@ class CalibratedModel:
         scheme = parse(config["scheme"])
         module = prepare(spec.build(), scheme)
         state = load_file(root / WEIGHTS)
-        for name, layer in linears(module).items():
-            if f"{name}.premul" in state:
-                layer.premul = state[f"{name}.premul"].clone()
-        module.load_state_dict(state)
+        load_numbers(module, state)
         set_quantized(module, True)
         return cls(module, spec, scheme, config["report"])
+
+
+def load_numbers(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a prepared network the numbers of ``state``, a state dict of another like it; in place.
+
+    A layer's ``premul`` is there only where calibration put one, so it may be new to ``module``.
+    """
+    for name, layer in linears(module).items():
+        if f"{name}.premul" in state:
+            layer.premul = state[f"{name}.premul"].clone()
+    module.load_state_dict(state)

@@ -14,7 +14,7 @@ from rich.console import Console
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError as CalibError
 from calib.models import load
-from calib.recipes import DEFAULT_METHOD, REAL, recipe
+from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, recipe
 from calib.scheme import parse, require_buildable
 from runtime import cli
 from runtime.bundle import Bundle, write_manifest
@@ -120,6 +120,9 @@ def main(
     ],
     bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, ...")],
     method: Annotated[str, typer.Option("--method", help="Where calibration images come from.")] = DEFAULT_METHOD,
+    budget: Annotated[
+        str, typer.Option("--budget", help="How long calibration may take: " + ", ".join(BUDGETS) + ".")
+    ] = DEFAULT_BUDGET,
     images: Annotated[int, typer.Option("--images", min=1, help="How many calibration images.")] = DEFAULT_IMAGES,
     iterations: Annotated[
         int | None, typer.Option("--iterations", min=1, help="Synthesis steps; default: the method's.")
@@ -147,7 +150,7 @@ def main(
     started = time.monotonic()
     console = Console()
     try:
-        job = _job(model, bits, method, images, iterations, checkpoint, calib_data, target, device, seed)
+        job = _job(model, bits, method, budget, images, iterations, checkpoint, calib_data, target, device, seed)
         if eval_data is not None:
             spec = job.loaded.spec
             load_folder(eval_data, Classes(tuple(spec.class_ids), tuple(spec.class_names)))
@@ -162,6 +165,7 @@ def _job(
     model: str,
     bits: str,
     method: str,
+    budget: str,
     images: int,
     iterations: int | None,
     checkpoint: str | None,
@@ -173,7 +177,7 @@ def _job(
     """Check every option before any work is done."""
     scheme = parse(bits)
     require_buildable(scheme)
-    chosen = recipe(method)
+    chosen = recipe(method, budget)
     if (method == REAL) != (calib_data is not None):
         raise IntvitError(
             "--method real and --calib-data go together",

@@ -15,12 +15,12 @@ from torch import Tensor
 from calib.calibrate import calibrate
 from calib.calibrated import CalibratedModel
 from calib.models import LoadedModel
+from calib.precision import has_fast_bf16
 from calib.real_images import list_images, load_images
 from calib.recipes import Recipe
 from calib.scheme import Scheme
 from calib.synthesis.engine import SyntheticSet, synthesise
 from calib.synthesis.methods import NOISE, with_iterations
-from calib.synthesis.twin import has_fast_bf16
 from runtime.files import sha256_file
 from runtime.progress import task
 from toolchain.bundle import write_golden, write_side_files
@@ -28,10 +28,17 @@ from toolchain.lowering import lower
 from toolchain.stages import StageResult, StageStore
 
 # What a stage's key covers: every module that has a part in its result. A test follows the imports.
-MODEL_CODE = ("calib/models.py", "calib/checkpoint.py", "calib/scheme.py", "calib/quant", "toolchain/pipeline.py")
+MODEL_CODE = (
+    "calib/models.py",
+    "calib/precision.py",
+    "calib/checkpoint.py",
+    "calib/scheme.py",
+    "calib/quant",
+    "toolchain/pipeline.py",
+)
 SYNTHESIS_CODE = (*MODEL_CODE, "calib/synthesis", "calib/taps.py")
 REAL_CODE = (*MODEL_CODE, "calib/real_images.py")
-CALIBRATE_CODE = (*REAL_CODE, "calib/align", "calib/calibrate.py", "calib/calibrated.py")
+CALIBRATE_CODE = (*REAL_CODE, "calib/align", "calib/calibrate.py", "calib/calibrated.py", "calib/resume.py")
 LOWER_CODE = (
     *CALIBRATE_CODE,
     "calib/synthesis",
@@ -155,7 +162,7 @@ def calibrate_stage(job: Job, store: StageStore, images: StageResult) -> StageRe
         batch = read_images(images, job)
         with task(f"calibration ({job.scheme})", 1_000) as advance:
             step = _stepper(advance, 1_000)
-            made = calibrate(job.loaded.module.cpu(), job.loaded.spec, job.scheme, batch, config, step)
+            made = calibrate(job.loaded.module.cpu(), job.loaded.spec, job.scheme, batch, config, step, checkpoints)
         made.save(folder)
 
     return store.run("calibrate", inputs, CALIBRATE_CODE, work)

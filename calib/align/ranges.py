@@ -31,7 +31,9 @@ def clip_grid(bits: int) -> tuple[float, ...]:
     return CLIPS_8BIT if bits >= 8 else CLIPS_LOW
 
 
-def search_range(rows: Tensor, bits: int, weight: Tensor, asymmetric: bool = False) -> Range:
+def search_range(
+    rows: Tensor, bits: int, weight: Tensor, asymmetric: bool = False, ends: tuple[float, float] | None = None
+) -> Range:
     """The step with the least ``sum_j weight_j (x_j - Q(x)_j)^2`` over all rows.
 
     Args:
@@ -39,10 +41,12 @@ def search_range(rows: Tensor, bits: int, weight: Tensor, asymmetric: bool = Fal
         bits: 2..8.
         weight: (K,) >= 0, how much an error in channel j costs: the squared norm of the next layer's column j.
         asymmetric: True lets the zero point differ from 0; only the upper end is then clipped.
+        ends: smallest and largest value the quantizer will see, where ``rows`` are only a sample of them.
     """
     low_level, high_level = levels(bits)
-    top = max(float(rows.max() if asymmetric else rows.abs().max()), 1e-8)
-    bottom = min(float(rows.min()), 0.0)
+    smallest, largest = (float(rows.min()), float(rows.max())) if ends is None else ends
+    top = max(largest if asymmetric else max(largest, -smallest), 1e-8)
+    bottom = min(smallest, 0.0)
     best: Range | None = None
     for clip in clip_grid(bits):
         scale = (top * clip - bottom) / (high_level - low_level) if asymmetric else top * clip / high_level

@@ -37,10 +37,31 @@ class Fold:
     error: float
 
 
-def channel_stats(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Middle and half-width of each channel's range: (K,), (K,) from rows (T, K)."""
-    low, high = rows.amin(0), rows.amax(0)
-    return (high + low) / 2, (high - low) / 2
+@dataclass(frozen=True)
+class Ends:
+    """Smallest and largest value of every input channel over all images: (K,) and (K,)."""
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Ends:
+        """Of rows (T, K)."""
+        return cls(rows.amin(0), rows.amax(0))
+
+    @property
+    def middle(self) -> Tensor:
+        """(K,), the middle of each channel's range."""
+        return (self.high + self.low) / 2
+
+    @property
+    def half_range(self) -> Tensor:
+        """(K,), half the width of each channel's range."""
+        return (self.high - self.low) / 2
+
+    def overall(self, shift: Tensor, scale: Tensor) -> tuple[float, float]:
+        """Smallest and largest value of ``(x - shift) / scale``, both (K,), over all channels."""
+        return float(((self.low - shift) / scale).min()), float(((self.high - shift) / scale).max())
 
 
 def migration(half_range: Tensor, column_max: Tensor, strength: float) -> Tensor:
@@ -51,7 +72,14 @@ def migration(half_range: Tensor, column_max: Tensor, strength: float) -> Tensor
     return (log_scale - log_scale.mean()).exp().clamp(1e-3, 1e3)
 
 
-def layer_error(layer: QuantLinear, rows: Tensor, weight: Tensor, asymmetric: bool, target: Tensor) -> float:
+def layer_error(
+    layer: QuantLinear,
+    rows: Tensor,
+    weight: Tensor,
+    asymmetric: bool,
+    target: Tensor,
+    ends: tuple[float, float] | None = None,
+) -> float:
     """Error of the quantized layer on ``rows``, each token measured against its own output's energy.
 
     Dividing by the token's energy keeps a few massive tokens from owning the sum. The error that bias correction will
@@ -60,28 +88,31 @@ def layer_error(layer: QuantLinear, rows: Tensor, weight: Tensor, asymmetric: bo
     Args:
         layer: gives the bit widths. rows: (T, K) the layer's folded input. weight: (N, K) folded.
         asymmetric: whether the quantizer may have a zero point. target: (T, N) = rows @ weight.T in float.
+        ends: smallest and largest value of the folded input over all images, where ``rows`` are a sample.
     """
     restored = rows
     if layer.in_quant is not None:
-        found = search_range(rows, layer.act_bits, weight.square().sum(0), asymmetric)
+        found = search_range(rows, layer.act_bits, weight.square().sum(0), asymmetric, ends)
         restored = (quantize(rows, found.scale, found.zero_point, layer.act_bits) - found.zero_point) * found.scale
     levels, scale = search_rounding(weight, layer.weight_bits, token_importance(rows), steps=10)
     made = restored @ (levels * scale[:, None]).T
     return relative_error(made + bias_correction(made, target), target)
 
 
-def search_fold(layer: QuantLinear, rows: Tensor, gelu: bool = False) -> Fold:
+def search_fold(layer: QuantLinear, rows: Tensor, gelu: bool = False, ends: Ends | None = None) -> Fold:
     """The fold of least quantized output error among off, shift alone, and every strength.
 
     Args:
-        layer: float, not folded yet. rows: (T, K) float32 samples of its input.
+        layer: float, not folded yet. rows: (T, K) float32, a sample of its input to judge by.
         gelu: True where only a scale is allowed and the quantizer takes the shift as its zero point.
+        ends: of every row there is; default: of ``rows``.
     """
+    ends = ends or Ends.of(rows)
     weight = layer.weight
     target = rows @ weight.T
-    middle, half_range = channel_stats(rows)
+    middle, half_range = ends.middle, ends.half_range
     if gelu:
-        half_range = rows.abs().amax(0)
+        half_range = torch.maximum(ends.high, -ends.low)
     column_max = weight.abs().amax(0)
     zeros, ones = torch.zeros_like(middle), torch.ones_like(middle)
     candidates: list[tuple[float | None, Tensor, Tensor]] = [(None, zeros, ones)]
@@ -91,7 +122,8 @@ def search_fold(layer: QuantLinear, rows: Tensor, gelu: bool = False) -> Fold:
         candidates.append((tried, zeros if gelu else middle, migration(half_range, column_max, tried)))
     best: Fold | None = None
     for strength, shift, scale in candidates:
-        error = layer_error(layer, (rows - shift) / scale, weight * scale, gelu, target - weight @ shift)
+        left = target - weight @ shift
+        error = layer_error(layer, (rows - shift) / scale, weight * scale, gelu, left, ends.overall(shift, scale))
         if best is None or error < best.error:
             best = Fold(strength, shift, scale, error)
     assert best is not None

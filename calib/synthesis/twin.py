@@ -10,18 +10,12 @@ from torch import Tensor, nn
 
 from calib.models import ModelSpec
 from calib.network import Network
+from calib.precision import has_fast_bf16
 from calib.quant.families import block_names, is_swin
 
 CPU_BATCH = 8  # measured on ViT-Ti: larger groups are slower per image on a core (benches/results/synthesis_speed.json)
 CUDA_BATCH = 256
 HEADROOM = 2.5  # what the backward pass and the priors need on top of what the forward pass keeps
-
-
-def has_fast_bf16(device_type: str) -> bool:
-    """Whether bfloat16 products are faster than float32 ones on this kind of device."""
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device_type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def twins(model: nn.Module, count: int, device: str) -> list[nn.Module]:

@@ -6,13 +6,13 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from calib.align.layer import LayerConfig
 from calib.align.rounding import weight_limit
-from calib.calibrate import CalibrateConfig, _Picker, calibrate
+from calib.calibrate import CalibrateConfig, calibrate
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
 from calib.models import LoadedModel
@@ -32,12 +32,14 @@ from tests.calib.networks import (
     tiny_vit,
 )
 
-FEW = CalibrateConfig(rows=256, batch=4)
+FEW = CalibrateConfig(LayerConfig(rows=256), fold_rows=256, batch=4)
 
 
 def quick(model: Any, side: int, scheme: str, images: Tensor | None = None, **options: Any) -> CalibratedModel:
     images = pictures(8, side) if images is None else images
-    return calibrate(model, spec_of(model, side), parse(scheme), images, replace(FEW, **options))
+    whole = {key: options.pop(key) for key in ("reparameterise", "reconstruct", "seed") if key in options}
+    config = replace(FEW, layer=replace(FEW.layer, **options), **whole)
+    return calibrate(model, spec_of(model, side), parse(scheme), images, config)
 
 
 def quality(model: Any, side: int, made: CalibratedModel) -> float:
@@ -97,9 +99,12 @@ def test_the_report_has_a_row_for_every_step(calibrated: CalibratedModel) -> Non
     assert [row["layer"] for row in rounded] == list(calibrated.layers())
     assert [row["layer"] for row in folded] == [name for name in calibrated.layers() if name != "patch_embed.proj"]
     for row in rounded:
-        assert row.keys() == {"step", "layer", "weight_bits", "scale", "zero_point", "error", "error_corrected"}
+        assert row.keys() == {
+            *("step", "layer", "weight_bits", "scale", "zero_point"),
+            *("error", "error_bias", "rejected"),
+        }
         assert row["weight_bits"] == 8 and 0 < row["error"] < 0.05
-        assert row["error_corrected"] <= row["error"] * 1.0001
+        assert (row["rejected"] == ["bias"]) == (row["error_bias"] > row["error"])
     assert json.loads(json.dumps(calibrated.report, allow_nan=False)) == calibrated.report
 
 
@@ -114,7 +119,7 @@ def test_two_runs_give_the_same_bytes(digits: LoadedModel, noise: Tensor, calibr
     assert state_bytes(again) == state_bytes(calibrated)
     assert again.report == calibrated.report
     assert torch.equal(torch.get_rng_state(), before)
-    other = calibrate(digits.module, digits.spec, parse("w8a8"), noise, CalibrateConfig(rows=200, seed=1))
+    other = calibrate(digits.module, digits.spec, parse("w8a8"), noise, CalibrateConfig(LayerConfig(rows=200), seed=1))
     assert state_bytes(other) != state_bytes(calibrated)
 
 
@@ -135,7 +140,7 @@ def test_schemes_on_swin(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["w4a16", "w4a4", "w3a8"])
 def test_schemes_on_digits(digits: LoadedModel, noise: Tensor, scheme: str) -> None:
-    made = calibrate(digits.module, digits.spec, parse(scheme), noise, CalibrateConfig(rows=256))
+    made = calibrate(digits.module, digits.spec, parse(scheme), noise, CalibrateConfig(LayerConfig(rows=256)))
     sound(made)
     with torch.no_grad():
         assert sqnr_db(digits.module(noise), made.logits(noise)) > {"w4a16": 20, "w4a4": 10, "w3a8": 12}[scheme]
@@ -171,7 +176,7 @@ def test_reparameterisation_and_bias_correction_can_be_left_out() -> None:
     whole = quick(model, VIT_SIDE, "w8a8")
     plain = quick(model, VIT_SIDE, "w8a8", reparameterise=False, correct_bias=False)
     assert {row["step"] for row in plain.report} == {"quantize"}
-    assert not any("error_corrected" in row for row in plain.report)
+    assert not any("error_bias" in row for row in plain.report)
     assert all(layer.premul is None for layer in plain.layers().values())
     reference = prepare(model, parse("w8a8"))
     for name, layer in plain.layers().items():
@@ -263,30 +268,3 @@ def test_black_images_and_dead_layers_still_calibrate() -> None:
 def test_one_image_is_enough() -> None:
     model = tiny_vit()
     sound(quick(model, VIT_SIDE, "w8a8", pictures(1, VIT_SIDE)))
-
-
-@pytest.mark.parametrize(("images", "rows"), [(3, 1000), (7, 20), (1, 5), (8, 8)])
-def test_the_same_rows_whatever_stream_is_run(images: int, rows: int) -> None:
-    student = prepare(tiny_vit(), parse("w8a8"))
-    piece = list(segments(student))[1]
-    picker = _Picker(CalibrateConfig(rows=rows, batch=2), torch.Generator().manual_seed(0))
-    stream = torch.randn(images, 17, 32, generator=torch.Generator().manual_seed(1))
-    ramp = torch.arange(17).float()[None, :, None].expand(images, 17, 32) / 17 + torch.arange(images)[:, None, None]
-    one, two, three = (picker.inputs(student, piece, s) for s in (stream, stream, ramp + stream))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    count = len(one["blocks.0.attn.qkv"])
-    assert count <= images * 17 and (count >= min(rows, images * 17) * 0.7) and count <= rows + 2 * 17 + images
-    assert not torch.equal(one["blocks.0.attn.qkv"], three["blocks.0.attn.qkv"])
-    assert not student.blocks[0].attn.qkv._forward_pre_hooks
-
-
-def test_rows_of_the_picker_are_rows_of_the_input() -> None:
-    student = prepare(tiny_vit(), parse("w8a8"))
-    piece = next(iter(segments(student)))
-    images = pictures(3, VIT_SIDE)
-    picker = _Picker(CalibrateConfig(rows=7, batch=2), torch.Generator().manual_seed(0))
-    rows = picker.inputs(student, piece, images)["patch_embed.proj"].numpy()
-    unfolded = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2).flatten(0, 1).numpy()
-    assert rows.shape[1] == 3 * 64
-    assert all(np.any(np.all(unfolded == row, axis=1)) for row in rows)
-    assert len({row.tobytes() for row in rows}) == len(rows)

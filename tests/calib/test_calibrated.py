@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from calib.align.layer import LayerConfig
 from calib.calibrate import CalibrateConfig, calibrate
 from calib.calibrated import CONFIG, WEIGHTS, CalibratedModel
 from calib.models import LoadedModel, ModelSpec
@@ -59,7 +60,7 @@ def test_factors_after_gelu_are_kept_where_they_are_and_only_there(calibrated: C
 
 @pytest.mark.parametrize("scheme", ["w4a16", "w3a4"])
 def test_other_schemes(digits: LoadedModel, noise: Tensor, tmp_path: Path, scheme: str) -> None:
-    made = calibrate(digits.module, digits.spec, parse(scheme), noise, CalibrateConfig(rows=64))
+    made = calibrate(digits.module, digits.spec, parse(scheme), noise, CalibrateConfig(LayerConfig(rows=64)))
     found = round_trip(made, tmp_path)
     assert same(made, found, pictures(2, 32))
     assert str(found.scheme) == scheme
@@ -69,7 +70,9 @@ def test_other_schemes(digits: LoadedModel, noise: Tensor, tmp_path: Path, schem
 
 def test_swin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_swin()
-    made = calibrate(model, spec_of(model, SWIN_SIDE), parse("w4a8"), pictures(2, SWIN_SIDE), CalibrateConfig(rows=64))
+    made = calibrate(
+        model, spec_of(model, SWIN_SIDE), parse("w4a8"), pictures(2, SWIN_SIDE), CalibrateConfig(LayerConfig(rows=64))
+    )
     monkeypatch.setattr(ModelSpec, "build", lambda self: tiny_swin(seed=8))
     assert same(made, round_trip(made, tmp_path), pictures(2, SWIN_SIDE, seed=3))
 

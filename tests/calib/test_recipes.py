@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from calib.calibrate import CalibrateConfig
 from calib.errors import IntvitError
-from calib.recipes import DEFAULT_METHOD, REAL, methods, recipe
+from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, PUBLISHED, REAL, methods, recipe
 from calib.synthesis.methods import METHODS
+from tests.calib.networks import complete
 
 
 def test_every_method_has_a_recipe() -> None:
@@ -15,7 +18,7 @@ def test_every_method_has_a_recipe() -> None:
     for name in methods():
         made = recipe(name)
         assert made.method == name
-        assert made.align == CalibrateConfig()
+        assert made.align == (CalibrateConfig() if name in PUBLISHED else BUDGETS[DEFAULT_BUDGET])
         assert made.synthesis is (None if name == REAL else METHODS[name])
 
 
@@ -28,3 +31,19 @@ def test_an_unknown_method_lists_near_matches() -> None:
     with pytest.raises(IntvitError, match="unknown method 'psak'") as caught:
         recipe("psak")
     assert "psaq" in caught.value.next and "real" in caught.value.why
+
+
+def test_a_budget_buys_steps_of_calibration() -> None:
+    fast, default, most = (recipe("best", name).align for name in ("fast", "default", "max"))
+    assert fast.reconstruct is None and fast.layer.rounding == "gptq"
+    assert default.reconstruct is not None and most.reconstruct is not None
+    assert most.reconstruct.iterations > default.reconstruct.iterations
+    assert replace(default, reconstruct=None) == fast
+    assert recipe("psaq", "max").align == recipe("psaq", "fast").align == CalibrateConfig()
+    assert recipe("real", "max").align == most
+
+
+def test_an_unknown_budget_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(IntvitError, match="unknown budget 'fats'") as caught:
+        recipe("best", "fats")
+    assert "did you mean fast?" in complete(caught.value).next and "max" in caught.value.next

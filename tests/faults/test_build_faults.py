@@ -29,7 +29,7 @@ ITERATIONS = 10
 GROUPS = 5  # of at most eight images
 SYNTHESIS = ["--model", "vit_digits", "--bits", "w4a8", "--method", "psaq"]
 SYNTHESIS += ["--iterations", str(ITERATIONS), "--images", "34"]
-NOISE = ["--model", "vit_digits", "--bits", "w4a8", "--method", "noise", "--images", "8"]
+NOISE = ["--model", "vit_digits", "--bits", "w4a8", "--method", "noise", "--images", "8", "--budget", "fast"]
 PATIENCE_S = 60.0
 
 

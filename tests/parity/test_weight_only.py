@@ -15,7 +15,20 @@ from toolchain.build import main
 @pytest.mark.parametrize("scheme", ["w4a16", "w8a16"])
 def test_logits_without_taps(scheme: str, tmp_path: Path) -> None:
     out = tmp_path / scheme
-    arguments = ["--model", "vit_digits", "--bits", scheme, "--method", "noise", "--images", "4", "--out", str(out)]
+    arguments = [
+        "--model",
+        "vit_digits",
+        "--bits",
+        scheme,
+        "--method",
+        "noise",
+        "--images",
+        "4",
+        "--budget",
+        "fast",
+        "--out",
+        str(out),
+    ]
     assert cli.invoke(main, arguments) == 0
     found = check(Bundle.open(out))
     assert found.taps == () and found.ok and found.logits_sqnr_db > 80

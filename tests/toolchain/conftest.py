@@ -20,7 +20,18 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         if scheme not in made:
             root = tmp_path_factory.mktemp("digits")
             out = root / scheme
-            options = ["--method", "noise", "--images", "8", "--cache", str(root / "cache"), "--out", str(out)]
+            options = [
+                "--method",
+                "noise",
+                "--images",
+                "8",
+                "--budget",
+                "fast",
+                "--cache",
+                str(root / "cache"),
+                "--out",
+                str(out),
+            ]
             assert cli.invoke(main, ["--model", "vit_digits", "--bits", scheme, *options]) == 0
             made[scheme] = out
         return made[scheme]

@@ -25,7 +25,7 @@ from tests.conftest import REPO
 from toolchain.build import main
 
 QUICK = ["--model", "vit_digits", "--bits", "w4a8", "--iterations", "3", "--images", "8"]
-NOISE = ["--model", "vit_digits", "--bits", "w4a8", "--method", "noise", "--images", "8"]
+NOISE = ["--model", "vit_digits", "--bits", "w4a8", "--method", "noise", "--images", "8", "--budget", "fast"]
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def test_eval_writes_what_it_measured(
 def test_real_pictures_are_only_for_calibration(
     quick: Built, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = ["--method", "real", "--calib-data", str(pictures)]
+    real = ["--method", "real", "--calib-data", str(pictures), "--budget", "fast"]
     assert build(tmp_path / "cache", tmp_path / "out", *real, base=QUICK) == 0
     bundle = Bundle.open(tmp_path / "out")
     assert (bundle.manifest.data_free, bundle.manifest.method) == (False, "real")
@@ -370,6 +370,6 @@ def test_a_data_free_build_opens_no_picture(pictures: Path, tmp_path: Path) -> N
 
 def test_the_watch_sees_the_pictures_of_a_real_calibration(pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "digits")
-    seen = watched(tmp_path, "--method", "real", "--calib-data", "digits")
+    seen = watched(tmp_path, "--method", "real", "--calib-data", "digits", "--budget", "fast")
     assert len([name for name in seen if name.startswith(str(tmp_path / "digits")) and name.endswith(".png")]) >= 8
     assert not Bundle.open(tmp_path / "out").manifest.data_free

@@ -16,7 +16,6 @@ from calib.synthesis.twin import (
     fitting_batch,
     forward,
     half_size,
-    has_fast_bf16,
     kept_bytes,
     twins,
 )
@@ -124,14 +123,6 @@ def test_half_the_size_shares_all_weights_but_the_positions(kwargs: dict[str, An
 )
 def test_some_networks_have_no_half_size(model: Any) -> None:
     assert half_size(model, spec_of(model, VIT_SIDE)) is None
-
-
-def test_bf16_is_known_of_the_devices_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(has_fast_bf16("cpu"), bool) and not has_fast_bf16("mps")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert has_fast_bf16("cpu")
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert not has_fast_bf16("cpu")
 
 
 def kept(**kwargs: Any) -> int:

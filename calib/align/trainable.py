@@ -1,0 +1,147 @@
+"""Quantized layers whose numbers learn by gradient descent, and go back into the plain layer when done.
+
+Rounding passes gradients straight through; an activation that saturates passes none. Steps learn by LSQ's rule (Esser
+et al., "Learned Step Size Quantization", ICLR 2020, equation 3): inside the range the derivative of ``s q`` by s is
+``q - x/s``, outside it is the level clamped to. Steps are held as logarithms, weights in units of their own step,
+biases and LayerNorm parameters relative to their own size, so that one learning rate each serves every layer of every
+network.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calib.align.rounding import weight_limit
+from calib.quant.linear import QuantLinear
+from calib.quant.quantizer import levels
+
+MARGIN = 0.45  # how far from its level, in steps, a weight may start: less than the half that would round it away
+
+
+class _Levels(torch.autograd.Function):
+    """Integers of ``values`` less the zero point, with straight-through gradients to the values and the step."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, log_step: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+        step = log_step.exp()
+        ctx.save_for_backward(values, step, zero_point)
+        ctx.limits = low, high
+        return torch.clamp(torch.round(values / step) + zero_point, low, high) - zero_point
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, step, zero_point = ctx.saved_tensors
+        low, high = ctx.limits
+        ratio = values / step
+        level = torch.round(ratio) + zero_point
+        inside = torch.where((level >= low) & (level <= high), grad, torch.zeros((), dtype=grad.dtype))
+        return inside / step, -(inside * ratio).sum().to(step.dtype), None, None, None
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def activation_levels(values: Tensor, log_step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """``clamp(round(x / s) + z) - z`` in ``levels(bits)``, differentiable in ``values`` and ``log_step``.
+
+    Args:
+        values: any shape, float32. log_step: (), log of the step. zero_point: (), an integer in float32.
+    """
+    return cast(Tensor, _Levels.apply(values, log_step, zero_point, *levels(bits)))
+
+
+def straight_round(values: Tensor) -> Tensor:
+    """Rounded half to even; the gradient passes as if nothing had been done."""
+    return cast(Tensor, _Round.apply(values))
+
+
+class TrainableLinear(nn.Module):
+    """A quantized ``layer`` as parameters: ``y = (levels(x) . round(v)) s_x s_w + b``.
+
+    Attributes:
+        latent: (N, K), the weights in units of their steps, within the levels; rounded, they start as the layer's own.
+        log_weight_step: (N,). log_step: () or None. shift: (N,), what the bias has moved, in units of ``unit``.
+        unit: (), the root mean square of the layer's float output.
+    """
+
+    def __init__(self, layer: QuantLinear, unit: float) -> None:
+        super().__init__()
+        self.layer = layer
+        self.limit = weight_limit(layer.weight_bits)
+        level = layer.weight_q.float()
+        left = layer.weight / layer.weight_scale[:, None] - level
+        self.latent = nn.Parameter((level + left.clamp(-MARGIN, MARGIN)).clamp(-self.limit, self.limit))
+        self.log_weight_step = nn.Parameter(layer.weight_scale.log())
+        self.shift = nn.Parameter(torch.zeros_like(layer.bias))
+        self.unit = unit
+        quantizer = layer.in_quant
+        self.log_step = None if quantizer is None else nn.Parameter(quantizer.scale.log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N) float32. The product runs in the autocast type: integers to 8 bits are exact in bf16."""
+        values = self.layer.scaled(x.float())
+        weight = straight_round(self.latent)
+        step = self.log_weight_step.exp()
+        if self.log_step is not None:
+            quantizer = self.layer.in_quant
+            assert quantizer is not None
+            values = activation_levels(values, self.log_step, quantizer.zero_point.float(), quantizer.bits)
+            step = step * self.log_step.exp()
+        return F.linear(values, weight).float() * step + (self.layer.bias + self.unit * self.shift)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring weights that a step took beyond the last level back to it, where they can turn round."""
+        self.latent.clamp_(-self.limit, self.limit)
+
+    @torch.no_grad()
+    def commit(self) -> QuantLinear:
+        """Put the learned numbers into the plain layer and return it."""
+        layer = self.layer
+        layer.set_weights(self.latent.round(), self.log_weight_step.exp())
+        layer.bias += self.unit * self.shift
+        if self.log_step is not None:
+            assert layer.in_quant is not None
+            layer.in_quant.set(float(self.log_step.exp()), int(layer.in_quant.zero_point))
+        return layer
+
+
+class TrainableNorm(nn.Module):
+    """A LayerNorm whose gamma learns as a factor and whose beta learns in units of gamma.
+
+    Attributes:
+        gain: (C,), what gamma has grown by, relative. shift: (C,), what beta has moved, in units of |gamma|.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = norm
+        self.gain = nn.Parameter(torch.zeros_like(norm.weight))
+        self.shift = nn.Parameter(torch.zeros_like(norm.weight))
+
+    def _numbers(self) -> tuple[Tensor, Tensor]:
+        gamma = self.norm.weight
+        return gamma * (1 + self.gain), self.norm.bias + gamma.abs() * self.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C) float32."""
+        return F.layer_norm(x.float(), self.norm.normalized_shape, *self._numbers(), self.norm.eps)
+
+    @torch.no_grad()
+    def commit(self) -> nn.LayerNorm:
+        """Put the learned numbers into the plain LayerNorm and return it."""
+        gamma, beta = self._numbers()
+        self.norm.weight.copy_(gamma)
+        self.norm.bias.copy_(beta)
+        return self.norm

@@ -1,0 +1,118 @@
+"""Reconstruction lowers the error of a block on images it never saw, or leaves everything as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calib.align.inputs import Split, layer_inputs
+from calib.align.layer import LayerConfig, quantize_layer
+from calib.align.reconstruct import ReconstructConfig, reconstruct, token_error
+from calib.network import Network
+from calib.quant.families import Segment, segments
+from calib.quant.linear import QuantLinear
+from calib.quant.surgery import prepare, set_quantized
+from calib.scheme import parse
+from tests.calib.networks import SWIN_SIDE, VIT_SIDE, pictures, tiny_swin, tiny_vit
+
+QUICK = ReconstructConfig(iterations=40, batch=4)
+
+
+@torch.no_grad()
+def block_of(make: Any, side: int, scheme: str = "w3a8") -> tuple[Network, Segment, Tensor, Tensor, Split]:
+    """A network whose stem and first block are quantized plainly, and the block's input and float output."""
+    model, images = make(), pictures(24, side)
+    student, split = prepare(model, parse(scheme)), Split.of(24)
+    set_quantized(student, False)
+    stem, block = list(segments(student))[:2]
+    first, second = list(segments(model))[:2]
+    wanted = second.run(first.run(images))
+    stream = images
+    for piece in (stem, block):
+        for site in piece.sites:
+            rows = layer_inputs(student, piece, site.name, stream, 8)
+            quantize_layer(student.get_submodule(site.name), site, rows, split, LayerConfig(), torch.Generator())
+        inputs, stream = stream, piece.run(stream)
+    return student, block, inputs, wanted, split
+
+
+def numbers(student: Network) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in student.state_dict().items()}
+
+
+def error_on(piece: Segment, inputs: Tensor, wanted: Tensor, images: Tensor) -> float:
+    with torch.no_grad():
+        return float(token_error(piece.run(inputs[images]), wanted[images]))
+
+
+@pytest.mark.parametrize(("make", "side"), [(tiny_vit, VIT_SIDE), (tiny_swin, SWIN_SIDE)])
+@pytest.mark.parametrize("scheme", ["w3a8", "w4a4", "w3a16"])
+def test_a_block_comes_closer_on_images_it_never_saw(make: Any, side: int, scheme: str) -> None:
+    student, block, inputs, wanted, split = block_of(make, side, scheme)
+    before = error_on(block, inputs, wanted, split.held)
+    row = reconstruct(student, block, inputs, wanted, split, QUICK, seed=0)
+    after = error_on(block, inputs, wanted, split.held)
+    assert row == {
+        "step": "reconstruct",
+        "layer": block.name,
+        "before": pytest.approx(before, rel=1e-4),
+        "after": pytest.approx(after, rel=1e-4),
+        "accepted": True,
+    }
+    assert after < 0.9 * before
+    for site in block.sites:
+        layer = student.get_submodule(site.name)
+        assert type(layer) is QuantLinear and layer.quantized
+        limit = (1 << (layer.weight_bits - 1)) - 1
+        assert int(layer.weight_q.abs().max()) <= limit and (layer.weight_scale > 0).all()
+        assert site.norm is None or isinstance(student.get_submodule(site.norm), nn.LayerNorm)
+    assert not any(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_block_that_gets_worse_is_put_back() -> None:
+    student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE)
+    before = numbers(student)
+    wild = replace(QUICK, iterations=3, weight_rate=50.0, scale_rate=3.0)
+    row = reconstruct(student, block, inputs, wanted, split, wild, seed=0)
+    assert not row["accepted"] and not row["after"] < row["before"]
+    after = numbers(student)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_the_random_state_is_nobodys() -> None:
+    made = []
+    for seed in (0, 0, 1):
+        student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE)
+        torch.manual_seed(seed + 5)
+        state = torch.get_rng_state()
+        reconstruct(student, block, inputs, wanted, split, replace(QUICK, iterations=5), seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        made.append(numbers(student))
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert any(not torch.equal(made[0][name], made[2][name]) for name in made[0])
+
+
+def test_norms_can_be_left_alone() -> None:
+    student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE)
+    before = numbers(student)
+    reconstruct(student, block, inputs, wanted, split, replace(QUICK, norm_rate=0.0), seed=0)
+    after = numbers(student)
+    assert torch.allclose(before["blocks.0.norm1.weight"], after["blocks.0.norm1.weight"])
+    assert not torch.equal(before["blocks.0.attn.qkv.weight_scale"], after["blocks.0.attn.qkv.weight_scale"])
+
+
+def test_every_token_counts_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    made, target = torch.randn(2, 5, 3, generator=generator), torch.randn(2, 5, 3, generator=generator)
+    target[0, 0] *= 1000
+    slow = 0.0
+    for image in range(2):
+        for token in range(5):
+            off, whole = made[image, token] - target[image, token], target[image, token]
+            slow += float(off.dot(off) / (whole.dot(whole) + 1e-6 * target.square().sum(-1).mean()))
+    assert float(token_error(made, target)) == pytest.approx(slow / 10, rel=1e-5)
+    assert float(token_error(torch.zeros(2, 3), torch.zeros(2, 3))) == 0

@@ -1,0 +1,80 @@
+"""A calibration that is stopped goes on after its last whole piece, and ends in the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from calib.align.layer import LayerConfig
+from calib.align.reconstruct import ReconstructConfig
+from calib.calibrate import CalibrateConfig, calibrate
+from calib.calibrated import CalibratedModel
+from calib.quant.surgery import prepare
+from calib.resume import NAME, restore
+from calib.scheme import parse
+from tests.calib.networks import VIT_SIDE, pictures, spec_of, tiny_vit
+
+CONFIG = CalibrateConfig(LayerConfig(rounding="gptq"), reconstruct=ReconstructConfig(iterations=3), batch=8)
+
+
+class Stopped(Exception):
+    pass
+
+
+def run(folder: Path | None, stop: int | None = None, seen: list[str] | None = None) -> CalibratedModel:
+    model = tiny_vit()
+
+    def progress(done: int, total: int, name: str) -> None:
+        if seen is not None:
+            seen.append(name)
+        if done == stop:
+            raise Stopped
+
+    images = pictures(16, VIT_SIDE)
+    return calibrate(model, spec_of(model, VIT_SIDE), parse("w4a8"), images, CONFIG, progress, folder)
+
+
+def numbers(made: CalibratedModel) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in made.module.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3])
+def test_stopped_and_started_again(tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(None)
+    with pytest.raises(Stopped):
+        run(tmp_path, stop)
+    assert (tmp_path / NAME).is_file() == (stop > 0)
+    made: list[str] = []
+    inner = __import__("calib.calibrate", fromlist=["_quantize_piece"])._quantize_piece
+
+    def counted(student: Any, piece: Any, *args: Any) -> Any:
+        made.append(piece.name)
+        return inner(student, piece, *args)
+
+    monkeypatch.setattr("calib.calibrate._quantize_piece", counted)
+    again = run(tmp_path)
+    assert made == ["stem", "blocks.0", "blocks.1", "tail"][stop:]
+    assert numbers(again) == numbers(whole) and again.report == whole.report
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "rubbish", "other"])
+def test_what_is_damaged_or_anothers_is_removed(tmp_path: Path, damage: str) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, 2)
+    path = tmp_path / NAME
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[-40] ^= 1
+        path.write_bytes(data)
+    elif damage == "rubbish":
+        path.write_bytes(b"nothing")
+    student = prepare(tiny_vit(embed_dim=48) if damage == "other" else tiny_vit(), parse("w4a8"))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    report: list[dict[str, Any]] = []
+    assert restore(tmp_path, student, report) == 0 and report == [] and not path.exists()
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
