@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 import typer
 from torch import Tensor
 
+from benches.engines import engine_logits
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, read_result, write_result
 from benches.synthesis_ablation import ABLATION
@@ -34,11 +34,8 @@ from calib.calibrate import calibrate
 from calib.models import LoadedModel, load
 from calib.scheme import parse
 from calib.synthesis.methods import METHODS, SPDFQ, SynthesisConfig, with_iterations
-from runtime.backends.ort import make_session
 from runtime.cli import run
 from runtime.machine import available_cores
-from toolchain.graph import canonical_graph
-from toolchain.targets.ort import lower
 
 NAME = "synthesis_accuracy"
 KEY = ("method", "iterations", "images", "seed", "scheme")
@@ -76,10 +73,7 @@ def _measure(cell: Cell, pixels: Tensor | None) -> dict[str, Any]:
     data = images[drawn] if pixels is None else loaded.spec.normalise(pixels.float())
     model = calibrate(loaded.module, loaded.spec, parse(cell.scheme), data)
     seconds = time.monotonic() - begun
-    graph = ir.serde.serialize_model(lower(canonical_graph(model))).SerializeToString()
-    session = make_session(graph, threads=1)
-    logits = np.concatenate([session.run(None, {"images": part.numpy()})[0] for part in images.split(4)])
-    hits = logits.argmax(1) == labels.numpy()
+    hits = engine_logits(model, images, threads=1).argmax(1) == labels.numpy()
     row: dict[str, Any] = {"top1": 100 * float(hits.mean()), "calibrate_seconds": round(seconds, 1)}
     if pixels is None:
         unseen = np.ones(len(hits), dtype=bool)

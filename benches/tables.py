@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benches import synthesis_tables
+from benches import calibration_tables, synthesis_tables
 from benches.record import RESULTS, ROOT, read_result
 from runtime.cli import run
 from runtime.errors import IntvitError
@@ -138,6 +138,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "real_accuracy": real_accuracy,
     "cpu_latency": cpu_latency,
     "ablate_calibration": ablate_calibration,
+    "calibration_accuracy": calibration_tables.accuracy,
     "synthesis_accuracy": synthesis_tables.accuracy,
     "synthesis_sets": synthesis_tables.sets,
     "synthesis_speed": synthesis_tables.speed,

@@ -1,0 +1,117 @@
+"""Measure benches/results/calibration_accuracy.json: what each calibration budget recovers, with and without data.
+
+ViT-Ti with its real weights; the integer engine's top-1 on the 1,000 photographs by scheme, budget and images: ``best``
+(data-free), ``real`` (photographs drawn by seed; ``unseen_top1`` leaves those out), or any other method. Rows are
+saved as they come, with the seconds and the peak memory of the calibration; a later run keeps them. The images are
+those of the synthesis benches (benches/synthesis_sets.py). ``--device cuda`` makes images and calibrates on a GPU.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import replace
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from benches.engines import engine_logits
+from benches.real_accuracy import CHECKPOINT
+from benches.record import RESULTS, kept_rows, put_row, write_result
+from benches.synthesis_sets import get, photographs
+from calib.calibrate import calibrate
+from calib.models import LoadedModel, load
+from calib.recipes import BUDGETS, REAL, methods, recipe
+from calib.scheme import parse
+from runtime.cli import run
+from runtime.errors import IntvitError
+
+NAME = "calibration_accuracy"
+KEY = ("scheme", "method", "images", "budget", "seed")
+MODEL = "vit_t"
+
+
+def drawn(count: int, images: int, seed: int) -> Tensor:
+    """Which of ``count`` photographs calibrate: (images,) int64."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:images]
+
+
+def measure(loaded: LoadedModel, photos: Tensor, labels: Tensor, row: dict[str, Any], device: str) -> dict[str, Any]:
+    """Calibrate and run one row: what was asked (``KEY``) with what came of it."""
+    made = recipe(row["method"], row["budget"])
+    chosen = torch.zeros(len(photos), dtype=torch.bool)
+    if made.synthesis is None:
+        chosen[drawn(len(photos), row["images"], row["seed"])] = True
+        data = photos[chosen]
+    else:
+        config = replace(made.synthesis, images=row["images"])
+        data = loaded.spec.normalise(get(loaded, config, row["seed"], device).pixels.float())
+    begun = time.monotonic()
+    model = calibrate(
+        loaded.module.to(device),
+        loaded.spec,
+        parse(row["scheme"]),
+        data.to(device),
+        replace(made.align, seed=row["seed"]),
+    )
+    seconds = time.monotonic() - begun
+    model.module.cpu()
+    loaded.module.cpu()
+    hits = engine_logits(model, photos).argmax(1) == labels.numpy()
+    blocks = [each for each in model.report if each["step"] == "reconstruct"]
+    out = row | {
+        "device": device,
+        "calibrate_seconds": round(seconds, 1),
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "top1": 100 * float(hits.mean()),
+        "blocks_accepted": sum(each["accepted"] for each in blocks),
+        "blocks": len(blocks),
+        "block_errors": [[each["before"], each["after"]] for each in blocks],
+    }
+    if made.synthesis is None:
+        out["unseen_top1"] = 100 * float(hits[~chosen.numpy()].mean())
+    return out | {"hits": "".join("1" if hit else "0" for hit in hits)}
+
+
+def main(
+    schemes: Annotated[str, typer.Option("--schemes", help="Comma-separated.")] = "w8a8,w4a8,w3a8,w4a4",
+    names: Annotated[str, typer.Option("--methods", help="Comma-separated.")] = "best,real,psaq",
+    images: Annotated[str, typer.Option("--images", help="Comma-separated counts.")] = "128",
+    budgets: Annotated[str, typer.Option("--budgets", help="Comma-separated.")] = "default",
+    seeds: Annotated[str, typer.Option("--seeds", help="Comma-separated.")] = "0,1,2",
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
+) -> None:
+    """Measure the table, or a part of it."""
+    for given, known in ((names, methods()), (budgets, list(BUDGETS))):
+        if unknown := set(given.split(",")) - set(known):
+            raise IntvitError(f"unknown name {sorted(unknown)[0]!r}", next="known: " + ", ".join(known))
+    rows = kept_rows(NAME, force)
+    have = {tuple(row[field] for field in KEY) for row in rows}
+    wanted = [
+        (scheme, method, int(count), budget, int(seed))
+        for seed in seeds.split(",")
+        for scheme in schemes.split(",")
+        for method in names.split(",")
+        for count in images.split(",")
+        for budget in budgets.split(",")
+    ]
+    loaded = load(MODEL, str(CHECKPOINT))
+    photos, labels = photographs(loaded)
+    with torch.no_grad():
+        right = torch.cat([loaded.module(part).argmax(1) for part in photos.split(50)]) == labels
+    for cell in wanted:
+        if cell in have:
+            continue
+        row = measure(loaded, photos, labels, dict(zip(KEY, cell, strict=True)), device)
+        print(", ".join(map(str, cell)) + f": {row['top1']:.1f} ({row['calibrate_seconds']:.0f} s)", flush=True)
+        rows = put_row(rows, row, KEY)
+        head = {"model": MODEL, "float_top1": 100 * float(right.float().mean())}
+        write_result(NAME, {**head, "rows": rows}, seeds=sorted({each["seed"] for each in rows}))
+    print(f"{RESULTS / NAME}.json: {len(rows)} rows, {REAL} ones calibrated on photographs")
+
+
+if __name__ == "__main__":
+    run(main)

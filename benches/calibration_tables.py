@@ -1,0 +1,37 @@
+"""The tables of the calibration benches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import mean, stdev
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def _over_seeds(values: list[float]) -> str:
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}" if values else "–"
+
+
+def accuracy(record: Record) -> str:
+    """Engine top-1 by scheme, images and budget, the mean over seeds with their standard deviation."""
+    groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for row in record["rows"]:
+        groups[row["scheme"], row["method"], row["images"], row["budget"]].append(row)
+    head = ["scheme", "images", "number", "budget", "seeds", "engine", "on unseen", "calibration s", "peak GiB"]
+    lines = []
+    for (scheme, method, images, budget), rows in groups.items():
+        unseen = [row["unseen_top1"] for row in rows if "unseen_top1" in row]
+        cells = [scheme, method, str(images), budget, str(len(rows)), _over_seeds([row["top1"] for row in rows])]
+        cells += [_over_seeds(unseen), f"{mean(row['calibrate_seconds'] for row in rows):.0f}"]
+        lines.append([*cells, f"{max(row['peak_gib'] for row in rows):.1f}"])
+    lines.sort(key=lambda cells: (-_bits(cells[0])[0], -_bits(cells[0])[1], cells[1], int(cells[2]), cells[3]))
+    ruler = [":--", ":--", "--:", ":--", *["--:"] * (len(head) - 4)]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ruler, *lines))
+    return f"Float top-1 on the same photographs: {record['float_top1']:.1f}.\n\n{table}"
+
+
+def _bits(scheme: str) -> tuple[int, int]:
+    weight, activation = scheme.split("+")[0][1:].split("a")
+    return int(weight), int(activation)
