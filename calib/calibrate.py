@@ -8,6 +8,7 @@ was not fitted to.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from calib.quant.surgery import prepare, set_quantized
 from calib.resume import restore, save
 from calib.scheme import Scheme
 
+SAVE_EVERY_S = 10.0  # pieces that took less together are done again rather than written to disk
 Progress = Callable[[int, int, str], None]
 
 
@@ -66,7 +68,8 @@ def calibrate(
     Args:
         model: timm ViT, DeiT or Swin, float32, eval. images: (B, 3, H, W) float32, normalised.
         progress: called as (pieces done, pieces in all, piece name).
-        checkpoints: a folder of this run's own; a run that was stopped goes on after the last piece it finished.
+        checkpoints: a folder of this run's own; a run that was stopped goes on from the last state saved there, at
+            most ten seconds and one piece back.
 
     Raises:
         IntvitError: unsupported network, wrong image shape, or activations that are not finite.
@@ -80,6 +83,7 @@ def calibrate(
     pieces = list(zip(segments(student), segments(model), strict=True))
     report: list[dict[str, Any]] = []
     done = 0 if checkpoints is None else restore(checkpoints, student, report)
+    saved = time.monotonic()
     for index, (piece, original) in enumerate(pieces):
         if progress is not None:
             progress(index, len(pieces), piece.name)
@@ -89,8 +93,9 @@ def calibrate(
         set_quantized_piece(student, piece, True)
         float_stream, quant_stream = wanted, _run(piece, quant_stream, config.batch)
         require_finite(quant_stream, piece.name)
-        if index >= done and checkpoints is not None:
+        if checkpoints is not None and index >= done and time.monotonic() - saved >= SAVE_EVERY_S:
             save(checkpoints, student, report, index + 1)
+            saved = time.monotonic()
     if progress is not None:
         progress(len(pieces), len(pieces), "")
     set_quantized(student, True)

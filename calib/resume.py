@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -36,8 +37,11 @@ def save(folder: Path, student: Network, report: list[dict[str, Any]], done: int
     try:
         save_file(state, partial, {"state": json.dumps([_digest(state, text), text])})
         os.replace(partial, folder / NAME)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only where nothing was saved before
+        raise
 
 
 def restore(folder: Path, student: Network, report: list[dict[str, Any]]) -> int:

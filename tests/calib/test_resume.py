@@ -24,6 +24,27 @@ class Stopped(Exception):
     pass
 
 
+@pytest.fixture(autouse=True)
+def _every_piece_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calib.calibrate.SAVE_EVERY_S", 0.0)
+
+
+def test_quick_pieces_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calib.calibrate.SAVE_EVERY_S", 60.0)
+    run(tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_state_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("calib.resume.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        run(tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
 def run(folder: Path | None, stop: int | None = None, seen: list[str] | None = None) -> CalibratedModel:
     model = tiny_vit()
 

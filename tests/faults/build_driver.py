@@ -42,14 +42,14 @@ def drive(mode: str, folder: Path, options: list[str]) -> int:
         return gradient(*args, **kwargs)
 
     def stops_halfway(*args: Any) -> Any:
-        *rest, progress = args
+        *rest, progress, checkpoints = args
 
         def report(done: int, total: int, note: str) -> None:
             progress(done, total, note)
             if done == total // 2:
                 stop(folder)
 
-        return calibrate(*rest, report)
+        return calibrate(*rest, report, checkpoints)
 
     engine.SAVE_EVERY_S = 0.05
     engine.gradient = counted
