@@ -19,7 +19,7 @@ from torch import Tensor
 
 from calib.align.inputs import Split, layer_inputs, require_finite, sample
 from calib.align.layer import LayerConfig, quantize_layer
-from calib.align.reconstruct import ReconstructConfig, reconstruct
+from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct
 from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, search_fold
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
@@ -80,7 +80,8 @@ def calibrate(
     set_quantized(student, False)
     split = Split.of(len(images))
     float_stream, quant_stream = images, images
-    pieces = list(zip(segments(student), segments(model), strict=True))
+    teacher = Teacher(prepare(model, scheme), images, config)
+    pieces = list(zip(segments(student), teacher.pieces, strict=True))
     report: list[dict[str, Any]] = []
     done = 0 if checkpoints is None else restore(checkpoints, student, report)
     saved = time.monotonic()
@@ -89,7 +90,8 @@ def calibrate(
             progress(index, len(pieces), piece.name)
         wanted = _run(original, float_stream, config.batch)
         if index >= done:
-            report += _quantize_piece(student, piece, (float_stream, quant_stream, wanted), split, config, index)
+            streams = float_stream, quant_stream, wanted
+            report += _quantize_piece(student, piece, streams, split, config, index, teacher)
         set_quantized_piece(student, piece, True)
         float_stream, quant_stream = wanted, _run(piece, quant_stream, config.batch)
         require_finite(quant_stream, piece.name)
@@ -100,6 +102,34 @@ def calibrate(
         progress(len(pieces), len(pieces), "")
     set_quantized(student, True)
     return CalibratedModel(student, spec, scheme, report)
+
+
+class Teacher:
+    """The float network, in pieces: what every block is to give, and what comes of its output.
+
+    A prepared copy that stays float: its attention is written out, which backward passes on the CPU are faster through.
+    """
+
+    def __init__(self, network: Network, images: Tensor, config: CalibrateConfig) -> None:
+        set_quantized(network, False)
+        self.pieces = list(segments(network))
+        self.reach = 0 if config.reconstruct is None else config.reconstruct.suffix
+        self.logits = torch.empty(0)
+        if self.reach:
+            self.logits = torch.cat([network(chunk) for chunk in images.split(config.batch)])
+
+    def suffix(self, index: int) -> Suffix | None:
+        """What is behind piece ``index``, where it is one of the last ``reach`` blocks."""
+        behind = self.pieces[index + 1 :]
+        if len(behind) > self.reach:
+            return None
+
+        def run(x: Tensor) -> Tensor:
+            for piece in behind:
+                x = piece.run(x)
+            return x
+
+        return Suffix(run, self.logits)
 
 
 def _check(images: Tensor, spec: ModelSpec) -> None:
@@ -121,6 +151,7 @@ def _quantize_piece(
     split: Split,
     config: CalibrateConfig,
     index: int,
+    teacher: Teacher,
 ) -> list[dict[str, Any]]:
     """Every step on one piece, given the float and the quantized input and the float output; rows for the report."""
     float_stream, quant_stream, wanted = streams
@@ -132,8 +163,8 @@ def _quantize_piece(
         layer = student.get_submodule(site.name)
         report.append(quantize_layer(layer, site, rows, split, config.layer, generator))
     if config.reconstruct is not None and piece.name in block_names(student):
-        args = quant_stream, wanted, split, config.reconstruct, seed, config.batch
-        report.append(reconstruct(student, piece, *args))
+        job = Job(piece, quant_stream, wanted, teacher.suffix(index))
+        report.append(reconstruct(student, job, split, config.reconstruct, seed, config.batch))
     return report
 
 

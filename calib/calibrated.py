@@ -93,5 +93,5 @@ def load_numbers(module: nn.Module, state: dict[str, Tensor]) -> None:
     """
     for name, layer in linears(module).items():
         if f"{name}.premul" in state:
-            layer.premul = state[f"{name}.premul"].clone()
+            layer.premul = state[f"{name}.premul"].to(layer.weight.device, copy=True)
     module.load_state_dict(state)

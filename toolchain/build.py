@@ -137,7 +137,7 @@ def main(
         Path | None, typer.Option("--eval", help="Labelled folder DIR/<class>/*.jpg; only measured on.")
     ] = None,
     target: Annotated[list[str] | None, typer.Option("--target", help="Which dialects to write; default: all.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda: where images are synthesised.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda: for images and calibration.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same bytes.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The bundle; default build/<model>-<bits>.")] = None,
     cache: Annotated[

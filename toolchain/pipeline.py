@@ -154,15 +154,15 @@ def calibrate_stage(job: Job, store: StageStore, images: StageResult) -> StageRe
         "images": images.key,
         "config": asdict(job.recipe.align),
         "seed": job.seed,
-        "environment": environment("cpu"),
+        "environment": environment(job.device),
     }
 
     def work(folder: Path, checkpoints: Path) -> None:
         config = replace(job.recipe.align, seed=job.seed)
-        batch = read_images(images, job)
+        batch, network = read_images(images, job).to(job.device), job.loaded.module.to(job.device)
         with task(f"calibration ({job.scheme})", 1_000) as advance:
             step = _stepper(advance, 1_000)
-            made = calibrate(job.loaded.module.cpu(), job.loaded.spec, job.scheme, batch, config, step, checkpoints)
+            made = calibrate(network, job.loaded.spec, job.scheme, batch, config, step, checkpoints)
         made.save(folder)
 
     return store.run("calibrate", inputs, CALIBRATE_CODE, work)

@@ -5,6 +5,10 @@ block, so that it also takes back part of the error that comes in. Rounding, ste
 learn together (BRECQ, ICLR 2021, and SPDFQ/SARDFQ section 3.3 reconstruct blocks; GLF-Q rounds straight through, as
 here).
 
+Where a ``Suffix`` is given the loss also looks at the end: the block's output goes through the rest of the frozen float
+network, and the error of the logits joins that of the block, each divided by its value at the first step (GLF-Q: the
+penultimate features, one part, beside two parts of the block's error).
+
 Reconstruction: the loss divides every token's squared error by its energy in the float network, or a few massive
 tokens own it; rates are relative (see ``trainable``) and were chosen once, on the reconstruction error of held-out
 images (docs/decisions/0007-rounding-and-reconstruction.md). A block whose held-out error does not fall is put back.
@@ -36,7 +40,9 @@ class ReconstructConfig:
     Attributes:
         iterations: Adam steps a block. batch: images a step. weight_rate: weight steps an iteration. scale_rate: of the
         logarithms of all steps. bias_rate: in units of the layer's output. norm_rate: relative; 0 leaves LayerNorm
-        as it is. All rates fall to 0 along a cosine. beta1, beta2: Adam's.
+        as it is. All rates fall to 0 along a cosine. beta1, beta2: Adam's. suffix: blocks this close to the end (1 =
+        the last alone) also learn from the logits; 0 = none. local_weight: of the block's own error beside the
+        logits'.
     """
 
     iterations: int = 150
@@ -47,6 +53,44 @@ class ReconstructConfig:
     norm_rate: float = 0.003
     beta1: float = 0.9
     beta2: float = 0.99
+    suffix: int = 0
+    local_weight: float = 2.0
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The frozen float network behind a block.
+
+    Attributes:
+        run: the block's output (B, ...) to logits (B, classes), differentiable. logits: (B, classes), the float
+        network's own of every image.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one block learns from.
+
+    Attributes:
+        piece: the block. inputs: (B, ...) as the quantized network gives them. targets: (B, ...) as the float network's
+        block gives them. suffix: of this block, or None.
+    """
+
+    piece: Segment
+    inputs: Tensor
+    targets: Tensor
+    suffix: Suffix | None
+
+    def errors(self, images: Tensor) -> list[Tensor]:
+        """Of the block's output, and of the logits where there is a suffix, on the images of those indices."""
+        made = self.piece.run(self.inputs[images])
+        found = [token_error(made.float(), self.targets[images])]
+        if self.suffix is not None:
+            found.append(token_error(self.suffix.run(made).float(), self.suffix.logits[images]))
+        return found
 
 
 def token_error(made: Tensor, target: Tensor) -> Tensor:
@@ -57,56 +101,56 @@ def token_error(made: Tensor, target: Tensor) -> Tensor:
 
 
 def reconstruct(
-    student: Network,
-    piece: Segment,
-    inputs: Tensor,
-    targets: Tensor,
-    split: Split,
-    config: ReconstructConfig,
-    seed: int,
-    batch: int = 16,
+    student: Network, job: Job, split: Split, config: ReconstructConfig, seed: int, batch: int = 16
 ) -> dict[str, Any]:
     """Train the layers of one block of ``student``, in place; the row for the report.
 
     Args:
         student: the quantized network; the block's layers have all their numbers, and are switched to integers.
-        piece: a block. inputs: (B, ...) what the quantized network gives it. targets: (B, ...) what the float network's
-            block gives. split: the images to fit and those to judge. seed: of the order of the images.
-        batch: images a forward pass of the judging.
+        job: the block and what it learns from. split: the images to fit and those to judge.
+        seed: of the order of the images. batch: images a forward pass of the judging.
     """
-    before = _held_error(piece, inputs, targets, split, batch)
-    kept = _snapshot(student, piece)
-    units = _output_sizes(student, piece, inputs[split.fit[: config.batch]])
-    with torch.enable_grad(), _trainable(student, piece, units) as parts:
-        _descend(parts, piece, inputs, targets, split, config, seed)
-    after = _held_error(piece, inputs, targets, split, batch)
-    accepted = math.isfinite(after) and after < before
+    before = _held_errors(job, split, batch)
+    kept = _snapshot(student, job.piece)
+    units = _output_sizes(student, job.piece, job.inputs[split.fit[: config.batch]])
+    with torch.enable_grad(), _trainable(student, job.piece, units) as parts:
+        _descend(parts, job, split, config, seed)
+    after = _held_errors(job, split, batch)
+    accepted = _judge(after, before, config) < _judge(before, before, config)
     if not accepted:
         _restore(student, kept)
-    return {"step": "reconstruct", "layer": piece.name, "before": before, "after": after, "accepted": accepted}
+    row: dict[str, Any] = {"step": "reconstruct", "layer": job.piece.name, "before": before[0], "after": after[0]}
+    if job.suffix is not None:
+        row |= {"logits_before": before[1], "logits_after": after[1]}
+    return row | {"accepted": accepted}
+
+
+def _judge(errors: list[float], start: list[float], config: ReconstructConfig) -> float:
+    """The loss, every error divided by its start; infinite where one is not a number."""
+    weights = (config.local_weight, 1.0)[: len(errors)]
+    terms = [w * e / max(s, 1e-12) for w, e, s in zip(weights, errors, start, strict=True)]
+    return sum(terms) if all(map(math.isfinite, terms)) else math.inf
 
 
 def _descend(
-    parts: list[TrainableLinear | TrainableNorm],
-    piece: Segment,
-    inputs: Tensor,
-    targets: Tensor,
-    split: Split,
-    config: ReconstructConfig,
-    seed: int,
+    parts: list[TrainableLinear | TrainableNorm], job: Job, split: Split, config: ReconstructConfig, seed: int
 ) -> None:
     optimiser = torch.optim.Adam(_groups(parts, config), betas=(config.beta1, config.beta2))
     rates = [group["lr"] for group in optimiser.param_groups]
     generator = torch.Generator().manual_seed(seed)
-    kind = inputs.device.type
+    kind = job.inputs.device.type
+    weights = (config.local_weight, 1.0)
+    start: list[float] = []
     for step, chosen in zip(range(config.iterations), _batches(split.fit, config.batch, generator), strict=False):
         fall = 0.5 * (1 + math.cos(math.pi * step / config.iterations))
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * fall
         with torch.autocast(kind, torch.bfloat16, enabled=has_fast_bf16(kind)):
-            made = piece.run(inputs[chosen])
+            errors = job.errors(chosen)
+        start = start or [max(float(error.detach()), 1e-12) for error in errors]
+        loss = torch.stack([w / s * error for w, s, error in zip(weights, start, errors, strict=False)]).sum()
         optimiser.zero_grad()
-        token_error(made.float(), targets[chosen]).backward()
+        loss.backward()
         optimiser.step()
         for part in parts:
             if isinstance(part, TrainableLinear):
@@ -176,10 +220,12 @@ def _output_sizes(student: Network, piece: Segment, inputs: Tensor) -> dict[str,
 
 
 @torch.no_grad()
-def _held_error(piece: Segment, inputs: Tensor, targets: Tensor, split: Split, batch: int) -> float:
-    held = split.held.split(batch)
-    total = sum(float(token_error(piece.run(inputs[part]), targets[part])) * len(part) for part in held)
-    return total / len(split.held)
+def _held_errors(job: Job, split: Split, batch: int) -> list[float]:
+    total: list[float] = []
+    for part in split.held.split(batch):
+        found = [float(error) * len(part) for error in job.errors(part)]
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+    return [value / len(split.held) for value in total]
 
 
 def _snapshot(student: Network, piece: Segment) -> dict[str, dict[str, Tensor]]:

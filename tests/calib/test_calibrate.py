@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from calib.align.layer import LayerConfig
+from calib.align.reconstruct import ReconstructConfig
 from calib.align.rounding import weight_limit
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.calibrate import CalibrateConfig, Teacher, calibrate
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
 from calib.models import LoadedModel
@@ -268,3 +271,47 @@ def test_black_images_and_dead_layers_still_calibrate() -> None:
 def test_one_image_is_enough() -> None:
     model = tiny_vit()
     sound(quick(model, VIT_SIDE, "w8a8", pictures(1, VIT_SIDE)))
+
+
+@torch.no_grad()
+def test_the_suffix_is_the_rest_of_the_float_network() -> None:
+    model, images = tiny_vit(), pictures(4, VIT_SIDE)
+    reach = replace(FEW, reconstruct=ReconstructConfig(suffix=1))
+    teacher = Teacher(prepare(model, parse("w4a8")), images, reach)
+    names = [piece.name for piece in teacher.pieces]
+    assert [teacher.suffix(i) is not None for i, _ in enumerate(names)] == [False, False, True, True]
+    stream = images
+    for piece in teacher.pieces[:3]:
+        stream = piece.run(stream)
+    last = teacher.suffix(2)
+    assert last is not None
+    assert torch.allclose(last.run(stream), model(images), atol=1e-4)
+    assert torch.allclose(last.logits, model(images), atol=1e-4)
+    assert Teacher(prepare(model, parse("w4a8")), images, FEW).suffix(2) is None
+
+
+@pytest.mark.parametrize(("make", "side"), [(tiny_vit, VIT_SIDE), (tiny_swin, SWIN_SIDE)])
+def test_reconstruction_with_a_suffix_brings_the_logits_closer(make: Any, side: int) -> None:
+    model, images = make(), pictures(32, side)
+    plain = quick(model, side, "w3a8", images)
+    taught = quick(model, side, "w3a8", images, reconstruct=ReconstructConfig(iterations=40, batch=8, suffix=2))
+    sound_enough = [row["accepted"] for row in taught.report if row["step"] == "reconstruct"]
+    assert sound_enough and any(sound_enough)
+    fresh = pictures(16, side, seed=5)
+    with torch.no_grad():
+        assert sqnr_db(model(fresh), taught.logits(fresh)) > sqnr_db(model(fresh), plain.logits(fresh)) + 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_on_a_gpu_it_is_as_good_and_can_be_kept(tmp_path: Path) -> None:
+    model, images = tiny_vit(), pictures(32, VIT_SIDE)
+    options = {"rounding": "gptq", "reconstruct": ReconstructConfig(iterations=20, batch=8, suffix=1)}
+    here = quick(model, VIT_SIDE, "w4a8", images, **options)
+    there = quick(model.to("cuda"), VIT_SIDE, "w4a8", images.to("cuda"), **options)
+    there.save(tmp_path)
+    there.module.cpu()
+    model.cpu()
+    sound(there)
+    assert quality(model, VIT_SIDE, there) > quality(model, VIT_SIDE, here) - 3
+    kept = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in there.module.state_dict().items())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from calib.align.inputs import Split, layer_inputs
 from calib.align.layer import LayerConfig, quantize_layer
-from calib.align.reconstruct import ReconstructConfig, reconstruct, token_error
+from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct, token_error
 from calib.network import Network
 from calib.quant.families import Segment, segments
 from calib.quant.linear import QuantLinear
@@ -54,7 +54,7 @@ def error_on(piece: Segment, inputs: Tensor, wanted: Tensor, images: Tensor) -> 
 def test_a_block_comes_closer_on_images_it_never_saw(make: Any, side: int, scheme: str) -> None:
     student, block, inputs, wanted, split = block_of(make, side, scheme)
     before = error_on(block, inputs, wanted, split.held)
-    row = reconstruct(student, block, inputs, wanted, split, QUICK, seed=0)
+    row = reconstruct(student, Job(block, inputs, wanted, None), split, QUICK, seed=0)
     after = error_on(block, inputs, wanted, split.held)
     assert row == {
         "step": "reconstruct",
@@ -77,7 +77,7 @@ def test_a_block_that_gets_worse_is_put_back() -> None:
     student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE)
     before = numbers(student)
     wild = replace(QUICK, iterations=3, weight_rate=50.0, scale_rate=3.0)
-    row = reconstruct(student, block, inputs, wanted, split, wild, seed=0)
+    row = reconstruct(student, Job(block, inputs, wanted, None), split, wild, seed=0)
     assert not row["accepted"] and not row["after"] < row["before"]
     after = numbers(student)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_random_state_is_nobodys() 
         student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE)
         torch.manual_seed(seed + 5)
         state = torch.get_rng_state()
-        reconstruct(student, block, inputs, wanted, split, replace(QUICK, iterations=5), seed)
+        reconstruct(student, Job(block, inputs, wanted, None), split, replace(QUICK, iterations=5), seed)
         assert torch.equal(torch.get_rng_state(), state)
         made.append(numbers(student))
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_random_state_is_nobodys() 
 def test_norms_can_be_left_alone() -> None:
     student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE)
     before = numbers(student)
-    reconstruct(student, block, inputs, wanted, split, replace(QUICK, norm_rate=0.0), seed=0)
+    reconstruct(student, Job(block, inputs, wanted, None), split, replace(QUICK, norm_rate=0.0), seed=0)
     after = numbers(student)
     assert torch.allclose(before["blocks.0.norm1.weight"], after["blocks.0.norm1.weight"])
     assert not torch.equal(before["blocks.0.attn.qkv.weight_scale"], after["blocks.0.attn.qkv.weight_scale"])
@@ -116,3 +116,20 @@ def test_every_token_counts_alike() -> None:
             slow += float(off.dot(off) / (whole.dot(whole) + 1e-6 * target.square().sum(-1).mean()))
     assert float(token_error(made, target)) == pytest.approx(slow / 10, rel=1e-5)
     assert float(token_error(torch.zeros(2, 3), torch.zeros(2, 3))) == 0
+
+
+def test_a_suffix_pulls_the_logits_too() -> None:
+    """Toward a linear read-out of the block's output: its error falls further than without looking at it."""
+    ends = []
+    for looks in (False, True):
+        student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE)
+        read = torch.randn(wanted.shape[-1], 5, generator=torch.Generator().manual_seed(3))
+        suffix = Suffix(lambda x, read=read: x.float()[:, 0] @ read, wanted[:, 0] @ read)
+        job = Job(block, inputs, wanted, suffix if looks else None)
+        row = reconstruct(student, job, split, replace(QUICK, local_weight=0.1), seed=0)
+        with torch.no_grad():
+            ends.append(float(Job(block, inputs, wanted, suffix).errors(split.held)[1]))
+        if looks:
+            assert row["accepted"] and row["logits_after"] < row["logits_before"]
+            assert row["logits_after"] == pytest.approx(ends[1], rel=1e-4)
+    assert ends[1] < ends[0]

@@ -1,0 +1,69 @@
+"""The calibration bench: what a row holds, and what the table makes of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benches import calibration_accuracy
+from benches.calibration_accuracy import drawn, measure
+from benches.calibration_tables import accuracy
+from benches.engines import engine_logits
+from calib.calibrate import CalibrateConfig, calibrate
+from calib.models import load
+from calib.recipes import BUDGETS, Recipe
+from calib.scheme import parse
+from tests.calib.networks import pictures
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    base = {"scheme": "w4a8", "method": "best", "images": 128, "budget": "default", "seed": 0}
+    return base | {"top1": 84.0, "calibrate_seconds": 100.0, "peak_gib": 2.0} | changes
+
+
+def test_the_table_takes_means_over_seeds_and_puts_wide_weights_first() -> None:
+    rows = [
+        row(scheme="w3a8", top1=70.0),
+        row(top1=84.0),
+        row(top1=86.0, seed=1, calibrate_seconds=200.0, peak_gib=3.0),
+        row(method="real", top1=85.0, unseen_top1=84.5),
+    ]
+    lines = accuracy({"float_top1": 87.54, "rows": rows}).splitlines()
+    assert lines[0].endswith("87.5.")
+    assert lines[4] == "| w4a8 | best | 128 | default | 2 | 85.0 ± 1.4 | – | 150 | 3.0 |"
+    assert lines[5] == "| w4a8 | real | 128 | default | 1 | 85.0 | 84.5 | 100 | 2.0 |"
+    assert lines[6].startswith("| w3a8 | best")
+
+
+def test_photographs_are_drawn_by_seed() -> None:
+    one, again, other = drawn(50, 8, 0), drawn(50, 8, 0), drawn(50, 8, 1)
+    assert torch.equal(one, again) and not torch.equal(one, other) and len(one.unique()) == 8
+
+
+@pytest.mark.parametrize("method", ["noise", "real"])
+def test_a_row_is_the_engine_on_every_picture(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits, photos = load("vit_digits"), pictures(20, 32).clamp(-1, 1)
+    labels = digits.module(photos).argmax(1).detach()
+
+    def plain(name: str, budget: str) -> Recipe:
+        found = calibration_accuracy.methods().index(name)
+        assert found >= 0 and budget in BUDGETS
+        from calib.synthesis.methods import NOISE
+
+        return Recipe(name, None if name == "real" else NOISE, CalibrateConfig())
+
+    monkeypatch.setattr(calibration_accuracy, "recipe", plain)
+    asked = {"scheme": "w8a8", "method": method, "images": 4, "budget": "fast", "seed": 0}
+    made = measure(digits, photos, labels, asked, "cpu")
+    assert made["top1"] == 100 * made["hits"].count("1") / 20 and made["top1"] > 50
+    assert ("unseen_top1" in made) == (method == "real") and made["blocks"] == 0 and made["peak_gib"] > 0
+
+
+def test_engine_logits_are_the_engines() -> None:
+    digits, images = load("vit_digits"), pictures(5, 32)
+    model = calibrate(digits.module, digits.spec, parse("w8a8"), images)
+    found = torch.from_numpy(engine_logits(model, images, threads=1, batch=2))
+    assert found.shape == (5, 10)
+    assert torch.allclose(found, model.logits(images), atol=0.05 * float(found.abs().max()))
