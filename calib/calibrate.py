@@ -41,14 +41,16 @@ class CalibrateConfig:
 
     Attributes:
         layer: how one layer is quantized. reparameterise: fold scales and shifts. fold_rows: most token rows the search
-        for a fold looks at. reconstruct: block reconstruction, or None. batch: images a forward pass.
-        seed: of the choice of rows and the order of images.
+        for a fold looks at. reconstruct: block reconstruction, or None. layer_images: most images, evenly spaced among
+        all, that the steps before reconstruction look at. batch: images a forward pass. seed: of the choice of rows and
+        the order of images.
     """
 
     layer: LayerConfig = field(default_factory=LayerConfig)
     reparameterise: bool = True
     fold_rows: int = 1024
     reconstruct: ReconstructConfig | None = None
+    layer_images: int = 256
     batch: int = 16
     seed: int = 0
 
@@ -157,11 +159,15 @@ def _quantize_piece(
     float_stream, quant_stream, wanted = streams
     seed = config.seed * 100_003 + index
     generator = torch.Generator().manual_seed(seed)
-    report = _fold_piece(student, piece, float_stream, split, config, generator) if config.reparameterise else []
+    few = evenly(len(quant_stream), config.layer_images)
+    of_few = Split.of(len(few))
+    report: list[dict[str, Any]] = []
+    if config.reparameterise:
+        report += _fold_piece(student, piece, float_stream[few], of_few, config, generator)
     for site in piece.sites:
-        rows = layer_inputs(student, piece, site.name, quant_stream, config.batch)
+        rows = layer_inputs(student, piece, site.name, quant_stream[few], config.batch)
         layer = student.get_submodule(site.name)
-        report.append(quantize_layer(layer, site, rows, split, config.layer, generator))
+        report.append(quantize_layer(layer, site, rows, of_few, config.layer, generator))
     if config.reconstruct is not None and piece.name in block_names(student):
         job = Job(piece, quant_stream, wanted, teacher.suffix(index))
         report.append(reconstruct(student, job, split, config.reconstruct, seed, config.batch))
@@ -192,6 +198,12 @@ def _fold_piece(
             fold_after_gelu(layer, fold)
         out.append({"step": "reparameterise", "layer": site.name, "strength": fold.strength, "error": fold.error})
     return out
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """Indices of at most ``most`` of ``count`` things, evenly spaced: (min(count, most),) int64."""
+    chosen = min(count, most)
+    return torch.arange(chosen) * count // chosen
 
 
 def set_quantized_piece(student: Network, piece: Segment, on: bool) -> None:

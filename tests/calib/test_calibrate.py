@@ -15,7 +15,7 @@ from torch import Tensor
 from calib.align.layer import LayerConfig
 from calib.align.reconstruct import ReconstructConfig
 from calib.align.rounding import weight_limit
-from calib.calibrate import CalibrateConfig, Teacher, calibrate
+from calib.calibrate import CalibrateConfig, Teacher, calibrate, evenly
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
 from calib.models import LoadedModel
@@ -40,7 +40,9 @@ FEW = CalibrateConfig(LayerConfig(rows=256), fold_rows=256, batch=4)
 
 def quick(model: Any, side: int, scheme: str, images: Tensor | None = None, **options: Any) -> CalibratedModel:
     images = pictures(8, side) if images is None else images
-    whole = {key: options.pop(key) for key in ("reparameterise", "reconstruct", "seed") if key in options}
+    whole = {
+        key: options.pop(key) for key in ("reparameterise", "reconstruct", "layer_images", "seed") if key in options
+    }
     config = replace(FEW, layer=replace(FEW.layer, **options), **whole)
     return calibrate(model, spec_of(model, side), parse(scheme), images, config)
 
@@ -266,6 +268,18 @@ def test_black_images_and_dead_layers_still_calibrate() -> None:
     made = quick(model, VIT_SIDE, "w8a8", torch.zeros(2, 3, VIT_SIDE, VIT_SIDE))
     assert torch.isfinite(made.logits(torch.zeros(1, 3, VIT_SIDE, VIT_SIDE))).all()
     json.dumps(made.report, allow_nan=False)
+
+
+@pytest.mark.parametrize(("count", "most", "expected"), [(3, 8, [0, 1, 2]), (8, 4, [0, 2, 4, 6]), (7, 3, [0, 2, 4])])
+def test_a_few_are_taken_evenly(count: int, most: int, expected: list[int]) -> None:
+    assert evenly(count, most).tolist() == expected
+
+
+def test_layer_steps_look_at_a_part_of_many_images() -> None:
+    model, images = tiny_vit(), pictures(32, VIT_SIDE)
+    every, few = quick(model, VIT_SIDE, "w4a8", images), quick(model, VIT_SIDE, "w4a8", images, layer_images=8)
+    eight = quick(model, VIT_SIDE, "w4a8", images[::4])
+    assert state_bytes(few) != state_bytes(every) and state_bytes(few) == state_bytes(eight)
 
 
 def test_one_image_is_enough() -> None:
