@@ -16,6 +16,7 @@ import typer
 from benches.real_accuracy import CALIBRATION_IMAGES, CHECKPOINT
 from benches.record import write_result
 from benches.synthesis_sets import photographs
+from calib.align.correction import CorrectionConfig
 from calib.align.layer import LayerConfig
 from calib.calibrate import CalibrateConfig, calibrate
 from calib.models import load
@@ -28,9 +29,9 @@ VARIANTS = {
     "no reconstruction": BUDGETS["fast"],
     "no reconstruction, nearest rounding": CalibrateConfig(),
     "and tokens all alike": CalibrateConfig(LayerConfig(weight_tokens=False)),
-    "and no bias correction": CalibrateConfig(LayerConfig(weight_tokens=False, correct_bias=False)),
+    "and no bias correction": CalibrateConfig(LayerConfig(weight_tokens=False, correction=CorrectionConfig("none"))),
     "and no reparameterisation": CalibrateConfig(
-        LayerConfig(weight_tokens=False, correct_bias=False), reparameterise=False
+        LayerConfig(weight_tokens=False, correction=CorrectionConfig("none")), fold="off"
     ),
     "no reconstruction, GPTQ with tokens all alike": CalibrateConfig(LayerConfig(rounding="gptq", weight_tokens=False)),
 }

@@ -9,23 +9,26 @@ was not fitted to.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from calib.align.distill import DistillConfig, Lesson, distill
 from calib.align.inputs import Split, layer_inputs, require_finite, sample
-from calib.align.layer import LayerConfig, quantize_layer
+from calib.align.layer import LayerConfig, LayerRows, quantize_layer
 from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct
-from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, search_fold
+from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, middle_fold, search_fold
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
 from calib.models import ModelSpec
 from calib.network import Network
-from calib.quant.families import Segment, block_names, segments
+from calib.quant.families import Segment, Site, block_names, segments
 from calib.quant.linear import QuantLinear
 from calib.quant.surgery import prepare, set_quantized
 from calib.resume import restore, save
@@ -40,16 +43,18 @@ class CalibrateConfig:
     """Options of the calibration.
 
     Attributes:
-        layer: how one layer is quantized. reparameterise: fold scales and shifts. fold_rows: most token rows the search
-        for a fold looks at. reconstruct: block reconstruction, or None. layer_images: most images, evenly spaced among
-        all, that the steps before reconstruction look at. batch: images a forward pass. seed: of the choice of rows and
-        the order of images.
+        layer: how one layer is quantized. fold: of scales and shifts, searched; or one shift a tensor, which is
+        asymmetric quantization in symmetric integers; or off. fold_rows: most token rows the search for
+        a fold looks at. reconstruct: block reconstruction, or None. distill: of the whole network at last, or None.
+        layer_images: most images, evenly spaced among all, that the steps before reconstruction look at. batch: images
+        a forward pass. seed: of the choice of rows and the order of images.
     """
 
     layer: LayerConfig = field(default_factory=LayerConfig)
-    reparameterise: bool = True
+    fold: Literal["search", "shift", "off"] = "search"
     fold_rows: int = 1024
     reconstruct: ReconstructConfig | None = None
+    distill: DistillConfig | None = None
     layer_images: int = 256
     batch: int = 16
     seed: int = 0
@@ -69,9 +74,9 @@ def calibrate(
 
     Args:
         model: timm ViT, DeiT or Swin, float32, eval. images: (B, 3, H, W) float32, normalised.
-        progress: called as (pieces done, pieces in all, piece name).
+        progress: called as (pieces done, pieces in all, piece name); an epoch of distillation counts as a piece.
         checkpoints: a folder of this run's own; a run that was stopped goes on from the last state saved there, at
-            most ten seconds and one piece back.
+            most ten seconds and one piece back; distillation starts anew.
 
     Raises:
         IntvitError: unsupported network, wrong image shape, or activations that are not finite.
@@ -86,24 +91,59 @@ def calibrate(
     pieces = list(zip(segments(student), teacher.pieces, strict=True))
     report: list[dict[str, Any]] = []
     done = 0 if checkpoints is None else restore(checkpoints, student, report)
+    tell = _Teller(progress, len(pieces), 0 if config.distill is None else config.distill.epochs)
+    clock = Clock()
     saved = time.monotonic()
     for index, (piece, original) in enumerate(pieces):
-        if progress is not None:
-            progress(index, len(pieces), piece.name)
+        tell(index, piece.name)
         wanted = _run(original, float_stream, config.batch)
         if index >= done:
             streams = float_stream, quant_stream, wanted
-            report += _quantize_piece(student, piece, streams, split, config, index, teacher)
+            report += _quantize_piece(student, piece, streams, split, config, index, teacher, clock)
         set_quantized_piece(student, piece, True)
         float_stream, quant_stream = wanted, _run(piece, quant_stream, config.batch)
         require_finite(quant_stream, piece.name)
         if checkpoints is not None and index >= done and time.monotonic() - saved >= SAVE_EVERY_S:
             save(checkpoints, student, report, index + 1)
             saved = time.monotonic()
-    if progress is not None:
-        progress(len(pieces), len(pieces), "")
     set_quantized(student, True)
-    return CalibratedModel(student, spec, scheme, report)
+    if config.distill is not None:
+        lesson = Lesson(student, teacher.network, spec, images, split)
+        with clock("distill"):
+            report.append(distill(lesson, config.distill, config.seed, tell.epoch))
+    tell(tell.total, "")
+    return CalibratedModel(student, spec, scheme, report, clock.seconds)
+
+
+class _Teller:
+    """Reports progress: pieces first, then epochs of distillation."""
+
+    def __init__(self, progress: Progress | None, pieces: int, epochs: int) -> None:
+        self.progress = progress
+        self.pieces = pieces
+        self.total = pieces + epochs
+
+    def __call__(self, done: int, name: str) -> None:
+        if self.progress is not None:
+            self.progress(done, self.total, name)
+
+    def epoch(self, done: int, _total: int) -> None:
+        self(self.pieces + done, f"distillation, epoch {done}")
+
+
+class Clock:
+    """Adds up wall-clock seconds by name: ``with clock("step"): ...``."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
 
 
 class Teacher:
@@ -114,11 +154,18 @@ class Teacher:
 
     def __init__(self, network: Network, images: Tensor, config: CalibrateConfig) -> None:
         set_quantized(network, False)
+        self.network = network
         self.pieces = list(segments(network))
         self.reach = 0 if config.reconstruct is None else config.reconstruct.suffix
         self.logits = torch.empty(0)
         if self.reach:
             self.logits = torch.cat([network(chunk) for chunk in images.split(config.batch)])
+
+    def layer_outputs(self, index: int, name: str, stream: Tensor, batch: int) -> Tensor:
+        """What layer ``name`` of piece ``index`` gives when the piece reads ``stream`` (B, ...): (T, N)."""
+        layer: QuantLinear = self.network.get_submodule(name)
+        inputs = layer_inputs(self.network, self.pieces[index], name, stream, batch)
+        return F.linear(inputs, layer.weight, layer.bias)
 
     def suffix(self, index: int) -> Suffix | None:
         """What is behind piece ``index``, where it is one of the last ``reach`` blocks."""
@@ -154,6 +201,7 @@ def _quantize_piece(
     config: CalibrateConfig,
     index: int,
     teacher: Teacher,
+    clock: Clock,
 ) -> list[dict[str, Any]]:
     """Every step on one piece, given the float and the quantized input and the float output; rows for the report."""
     float_stream, quant_stream, wanted = streams
@@ -162,15 +210,21 @@ def _quantize_piece(
     few = evenly(len(quant_stream), config.layer_images)
     of_few = Split.of(len(few))
     report: list[dict[str, Any]] = []
-    if config.reparameterise:
-        report += _fold_piece(student, piece, float_stream[few], of_few, config, generator)
-    for site in piece.sites:
-        rows = layer_inputs(student, piece, site.name, quant_stream[few], config.batch)
-        layer = student.get_submodule(site.name)
-        report.append(quantize_layer(layer, site, rows, of_few, config.layer, generator))
+    if config.fold != "off":
+        with clock("reparameterise"):
+            report += _fold_piece(student, piece, float_stream[few], of_few, config, generator)
+    with clock("quantize"):
+        for site in piece.sites:
+            inputs = layer_inputs(student, piece, site.name, quant_stream[few], config.batch)
+            outputs = None
+            if config.layer.correction.target == "float" and site.kind != "qkv":
+                outputs = teacher.layer_outputs(index, site.name, float_stream[few], config.batch)
+            rows = LayerRows(inputs, of_few, outputs, _heads(student, site))
+            report.append(quantize_layer(student.get_submodule(site.name), site, rows, config.layer, generator))
     if config.reconstruct is not None and piece.name in block_names(student):
         job = Job(piece, quant_stream, wanted, teacher.suffix(index))
-        report.append(reconstruct(student, job, split, config.reconstruct, seed, config.batch))
+        with clock("reconstruct"):
+            report.append(reconstruct(student, job, split, config.reconstruct, seed, config.batch))
     return report
 
 
@@ -188,16 +242,33 @@ def _fold_piece(
         if not (site.norm or site.values or site.gelu):
             continue
         rows = layer_inputs(student, piece, site.name, stream, config.batch)
-        judge = sample(split.rows(rows)[1], config.fold_rows, generator)
-        fold = search_fold(layer, judge, site.gelu, Ends.of(rows))
+        judge, ends = sample(split.rows(rows)[1], config.fold_rows, generator), Ends.of(rows)
+        if config.fold == "shift":
+            fold = middle_fold(layer, judge, ends, site.gelu)
+        else:
+            fold = search_fold(layer, judge, site.gelu, ends)
         if site.norm:
             fold_into_norm(student.get_submodule(site.norm), layer, fold)
         elif site.values:
             fold_into_values(student.get_submodule(site.values), layer, fold)
         else:
             fold_after_gelu(layer, fold)
-        out.append({"step": "reparameterise", "layer": site.name, "strength": fold.strength, "error": fold.error})
+        out.append(
+            {
+                "step": "reparameterise",
+                "layer": site.name,
+                "strength": fold.strength,
+                "error_off": fold.off,
+                "error": fold.error,
+            }
+        )
     return out
+
+
+def _heads(student: Network, site: Site) -> int:
+    if site.kind != "qkv":
+        return 0
+    return int(student.get_submodule(site.name.removesuffix(".qkv")).num_heads)
 
 
 def evenly(count: int, most: int) -> Tensor:

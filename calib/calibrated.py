@@ -27,12 +27,14 @@ class CalibratedModel:
     Attributes:
         module: the prepared network, quantizers set. spec: the architecture. scheme: its bit widths.
         report: one row a layer: the fold chosen, the step, the errors (for people; nothing is read from it).
+        seconds: that each kind of step took; not saved, since the same seed gives the same files.
     """
 
     module: nn.Module
     spec: ModelSpec
     scheme: Scheme
     report: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def layers(self) -> dict[str, QuantLinear]:
         """Quantizable layers by name, in execution order."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import cast
 
+from calib.align.correction import FORMS, CorrectionConfig, Form
+from calib.align.distill import DistillConfig
 from calib.align.layer import LayerConfig
 from calib.align.reconstruct import ReconstructConfig
 from calib.calibrate import CalibrateConfig
@@ -13,8 +17,6 @@ from calib.synthesis.methods import METHODS, SynthesisConfig, find
 
 DEFAULT_METHOD = "best"
 REAL = "real"
-PUBLISHED = ("psaq", "mimiq", "dfq-vit", "spdfq")
-
 # What calibration does beyond rounding to the nearest level; docs/calibration.md says how long each takes.
 GPTQ = LayerConfig(rounding="gptq")
 BUDGETS: dict[str, CalibrateConfig] = {
@@ -23,6 +25,31 @@ BUDGETS: dict[str, CalibrateConfig] = {
     "max": CalibrateConfig(layer=GPTQ, reconstruct=ReconstructConfig(iterations=600)),
 }
 DEFAULT_BUDGET = "default"
+
+# The published methods' own calibration, on our quantizers (per-channel symmetric weights, per-tensor activations, both
+# min-max, no folding but of zero points). PSAQ-ViT calibrates ranges and nothing else; DFQ-ViT adds its correction
+# matrix (here full, towards the float network), MimiQ its distillation; SPDFQ reconstructs blocks (section 3.3: Adam,
+# 4e-5, 100 iterations).
+RANGES = CalibrateConfig(
+    layer=LayerConfig(weight_tokens=False, ranges="minmax", correction=CorrectionConfig("none")), fold="shift"
+)
+SPDFQ_LEARNING = ReconstructConfig(
+    iterations=100,
+    batch=32,
+    weight_rate=4e-5,
+    scale_rate=4e-5,
+    bias_rate=4e-5,
+    norm_rate=0.0,
+    beta2=0.999,
+    drop=0.5,
+    absolute=True,
+)
+PUBLISHED: dict[str, CalibrateConfig] = {
+    "psaq": RANGES,
+    "mimiq": replace(RANGES, distill=DistillConfig()),
+    "dfq-vit": replace(RANGES, layer=replace(RANGES.layer, correction=CorrectionConfig("full", "float"))),
+    "spdfq": replace(RANGES, reconstruct=SPDFQ_LEARNING),
+}
 
 
 @dataclass(frozen=True)
@@ -39,26 +66,35 @@ class Recipe:
         return self.synthesis is not None
 
 
-def recipe(method: str, budget: str = DEFAULT_BUDGET) -> Recipe:
+def recipe(method: str, budget: str = DEFAULT_BUDGET, correction: str | None = None) -> Recipe:
     """The recipe called ``method``: ``noise``, ``psaq``, ... or ``real``.
 
-    The published methods bring images and are calibrated plainly, whatever the budget; all others share ``best``'s
-    calibration, so that they differ in their images alone.
+    The published methods bring their own calibration, whatever the budget; all others share ``best``'s, so that they
+    differ in their images alone. ``correction`` replaces the form of the recipe's correction.
 
     Raises:
-        IntvitError: no such method or budget; near matches are listed.
+        IntvitError: no such method, budget or correction; near matches are listed.
     """
-    if budget not in BUDGETS:
-        near = difflib.get_close_matches(budget, BUDGETS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise IntvitError(
-            f"unknown budget {budget!r}",
-            where="--budget",
-            why="it is not a known one",
-            next=hint + "known: " + ", ".join(BUDGETS),
-        )
-    align = CalibrateConfig() if method in PUBLISHED else BUDGETS[budget]
+    _require_known(budget, BUDGETS, "budget")
+    align = PUBLISHED.get(method) or BUDGETS[budget]
+    if correction is not None:
+        _require_known(correction, FORMS, "correction")
+        changed = replace(align.layer.correction, form=cast(Form, correction))
+        align = replace(align, layer=replace(align.layer, correction=changed))
     return Recipe(method, None if method == REAL else find(method), align)
+
+
+def _require_known(name: str, known: Collection[str], what: str) -> None:
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise IntvitError(
+        f"unknown {what} {name!r}",
+        where=f"--{what}",
+        why="it is not a known one",
+        next=hint + "known: " + ", ".join(known),
+    )
 
 
 def methods() -> list[str]:

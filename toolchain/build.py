@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 
+from calib.align.correction import FORMS
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError as CalibError
 from calib.models import load
@@ -21,14 +22,17 @@ from runtime.bundle import Bundle, write_manifest
 from runtime.classes import Classes
 from runtime.dataset import load_folder
 from runtime.errors import IntvitError
+from runtime.files import atomic_write_json
 from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
+from toolchain.layers import report_layers
 from toolchain.lowering import TARGETS
 from toolchain.output import check_out, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
 from toolchain.stages import StageStore, default_store
 
 DEFAULT_IMAGES = 128
+COST = "cost.json"
 
 
 def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, force: bool, console: Console) -> Bundle:
@@ -54,19 +58,30 @@ def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, forc
         data_free=job.recipe.data_free,
         stages={"images": images.key, "calibrate": calibrated.key, "lower": lowered.key},
     )
-    return _assemble(model, origin, job.targets, lowered.folder, out, evaluate_on)
+    cost = {"images": images.cost, "calibrate": calibrated.cost, "lower": lowered.cost}
+    return _assemble(model, origin, job.targets, lowered.folder, out, evaluate_on, cost)
 
 
 def _assemble(
-    model: CalibratedModel, origin: Origin, targets: list[str], lowered: Path, out: Path, evaluate_on: Path | None
+    model: CalibratedModel,
+    origin: Origin,
+    targets: list[str],
+    lowered: Path,
+    out: Path,
+    evaluate_on: Path | None,
+    cost: dict[str, Any],
 ) -> Bundle:
-    """Copy the lowered files beside a manifest, measure, and give the whole its final name in one rename."""
+    """Copy the lowered files beside a manifest, measure, and give the whole its final name in one rename.
+
+    What the stages cost goes into ``cost.json``, which the manifest does not list: it differs from run to run.
+    """
     with filling(out) as partial:
         ignore = shutil.ignore_patterns("stage.json")
         shutil.copytree(lowered, partial, dirs_exist_ok=True, ignore=ignore, copy_function=shutil.copyfile)
         partial.chmod(0o755)
         manifest = make_manifest(model, origin, targets, partial)
         write_manifest(partial, manifest)
+        atomic_write_json(partial / COST, cost)
         if evaluate_on is not None:
             reported = measure(Bundle.open(partial), model, evaluate_on)
             write_manifest(partial, manifest.model_copy(update={"reported": reported}))
@@ -123,6 +138,10 @@ def main(
     budget: Annotated[
         str, typer.Option("--budget", help="How long calibration may take: " + ", ".join(BUDGETS) + ".")
     ] = DEFAULT_BUDGET,
+    correction: Annotated[
+        str | None,
+        typer.Option("--correction", help="Of layer outputs: " + ", ".join(FORMS) + "; default: the method's."),
+    ] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="How many calibration images.")] = DEFAULT_IMAGES,
     iterations: Annotated[
         int | None, typer.Option("--iterations", min=1, help="Synthesis steps; default: the method's.")
@@ -144,13 +163,18 @@ def main(
         Path | None, typer.Option("--cache", help="Where stages are kept; default ~/.cache/intvit.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Do every stage again and replace what is at --out.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--report-layers", help="Show every layer's SQNR, step by step; also in OUT-layers.json.")
+    ] = False,
     debug: cli.DebugOption = False,
 ) -> None:
     """Quantize a Vision Transformer without data and write a bundle of real integer graphs."""
     started = time.monotonic()
     console = Console()
     try:
-        job = _job(model, bits, method, budget, images, iterations, checkpoint, calib_data, target, device, seed)
+        job = _job(
+            model, bits, method, budget, correction, images, iterations, checkpoint, calib_data, target, device, seed
+        )
         if eval_data is not None:
             spec = job.loaded.spec
             load_folder(eval_data, Classes(tuple(spec.class_ids), tuple(spec.class_names)))
@@ -158,6 +182,8 @@ def main(
         bundle = build(job, path, StageStore(cache or default_store(), force), eval_data, force, console)
     except CalibError as error:
         raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error
+    if layers:
+        report_layers(bundle.manifest.provenance["calibration"], path.with_name(f"{path.name}-layers.json"), console)
     _summary(bundle, path, time.monotonic() - started, console)
 
 
@@ -166,6 +192,7 @@ def _job(
     bits: str,
     method: str,
     budget: str,
+    correction: str | None,
     images: int,
     iterations: int | None,
     checkpoint: str | None,
@@ -177,7 +204,7 @@ def _job(
     """Check every option before any work is done."""
     scheme = parse(bits)
     require_buildable(scheme)
-    chosen = recipe(method, budget)
+    chosen = recipe(method, budget, correction)
     if (method == REAL) != (calib_data is not None):
         raise IntvitError(
             "--method real and --calib-data go together",

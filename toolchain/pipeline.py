@@ -38,11 +38,17 @@ MODEL_CODE = (
 )
 SYNTHESIS_CODE = (*MODEL_CODE, "calib/synthesis", "calib/taps.py")
 REAL_CODE = (*MODEL_CODE, "calib/real_images.py")
-CALIBRATE_CODE = (*REAL_CODE, "calib/align", "calib/calibrate.py", "calib/calibrated.py", "calib/resume.py")
+CALIBRATE_CODE = (
+    *REAL_CODE,
+    "calib/align",
+    "calib/calibrate.py",
+    "calib/calibrated.py",
+    "calib/resume.py",
+    "calib/taps.py",
+)
 LOWER_CODE = (
     *CALIBRATE_CODE,
     "calib/synthesis",
-    "calib/taps.py",
     "calib/preview.py",
     "toolchain/graph",
     "toolchain/passes",
@@ -157,13 +163,14 @@ def calibrate_stage(job: Job, store: StageStore, images: StageResult) -> StageRe
         "environment": environment(job.device),
     }
 
-    def work(folder: Path, checkpoints: Path) -> None:
+    def work(folder: Path, checkpoints: Path) -> dict[str, Any]:
         config = replace(job.recipe.align, seed=job.seed)
         batch, network = read_images(images, job).to(job.device), job.loaded.module.to(job.device)
         with task(f"calibration ({job.scheme})", 1_000) as advance:
             step = _stepper(advance, 1_000)
             made = calibrate(network, job.loaded.spec, job.scheme, batch, config, step, checkpoints)
         made.save(folder)
+        return {"steps_seconds": {name: round(value, 3) for name, value in made.seconds.items()}}
 
     return store.run("calibrate", inputs, CALIBRATE_CODE, work)
 

@@ -23,9 +23,11 @@ from safetensors import SafetensorError
 
 from runtime.errors import IntvitError
 from runtime.files import json_text, sha256_file, write_error
+from toolchain.cost import Meter
 
 RECORD = "stage.json"
 ROOT = Path(__file__).resolve().parent.parent
+Work = Callable[[Path, Path], dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class StageResult:
     folder: Path
     key: str
     reused: bool
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What making it took, whenever that was: ``seconds``, ``peak_mib``, ``resumed`` and the stage's own."""
+        found: dict[str, Any] = json.loads((self.folder / RECORD).read_text("utf-8")).get("cost", {})
+        return found
 
 
 def default_store() -> Path:
@@ -63,14 +71,12 @@ class StageStore:
         self.root = root
         self.force = force
 
-    def run(
-        self, name: str, inputs: dict[str, Any], code: Sequence[str], work: Callable[[Path, Path], None]
-    ) -> StageResult:
+    def run(self, name: str, inputs: dict[str, Any], code: Sequence[str], work: Work) -> StageResult:
         """The result of ``work(folder, checkpoints)`` for these inputs, from the store if it is there and whole.
 
         Args:
             inputs: everything the result depends on, as JSON values. code: source files it depends on.
-            work: fills ``folder``; may keep resumable state in ``checkpoints``.
+            work: fills ``folder``; may keep resumable state in ``checkpoints``; may return figures of its cost.
 
         Raises:
             IntvitError: the store cannot be written; whatever ``work`` raises.
@@ -97,14 +103,17 @@ class StageStore:
             raise write_error(final, OSError(int(number[1]), os.strerror(int(number[1])))) from error
         return StageResult(final, key, False)
 
-    def _make(self, final: Path, checkpoints: Path, inputs: dict[str, Any], work: Callable[[Path, Path], None]) -> None:
+    def _make(self, final: Path, checkpoints: Path, inputs: dict[str, Any], work: Work) -> None:
         partial = self.root / f".partial-{final.name}"  # whoever left one there is gone: we hold the lock
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            work(partial, checkpoints)
+            resumed = checkpoints.exists()
+            with Meter() as meter:
+                own = work(partial, checkpoints) or {}
+            cost = meter.cost | {"resumed": resumed} | own
             files = {str(p.relative_to(partial)): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-            (partial / RECORD).write_text(json_text({"inputs": inputs, "files": files}), "utf-8")
+            (partial / RECORD).write_text(json_text({"inputs": inputs, "files": files, "cost": cost}), "utf-8")
             os.replace(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -8,16 +8,19 @@ massive tokens do not decide for all. Measured in docs/decisions/0003-own-error-
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
-def bias_correction(made: Tensor, target: Tensor, weighted: bool = True) -> Tensor:
-    """What to add to the bias: (N,), the weighted mean over tokens of ``target - made``, both (T, N).
-
-    A token's weight is 1 / |target_t|^2, or 1 where ``weighted`` is False.
-    """
+def token_weights(target: Tensor, weighted: bool = True) -> Tensor:
+    """(T,) summing to 1: every row of ``target`` (T, N) by ``1 / |target_t|^2``, or all alike."""
     if not weighted:
-        return (target - made).mean(0)
+        return torch.full_like(target[:, 0], 1.0 / target.shape[0])
     energy = target.square().sum(1)
     weight = 1.0 / (energy + 1e-6 * energy.mean().clamp_min(1e-20))
-    return ((target - made) * weight[:, None]).sum(0) / weight.sum()
+    return weight / weight.sum()
+
+
+def bias_correction(made: Tensor, target: Tensor, weighted: bool = True) -> Tensor:
+    """What to add to the bias: (N,), the weighted mean over tokens of ``target - made``, both (T, N)."""
+    return token_weights(target, weighted) @ (target - made)

@@ -1,8 +1,9 @@
-"""Quantize one linear layer: its input range, its integer weights, its bias, each step judged on held-out rows."""
+"""Quantize one linear layer: its input range, its integer weights, its correction, each judged on held-out rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -10,14 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib.align.bias import bias_correction
+from calib.align.correction import CorrectionConfig, search_correction
 from calib.align.gptq import DAMPING, gptq, second_moment
 from calib.align.inputs import Split, sample
 from calib.align.ranges import Range, search_range
-from calib.align.rounding import relative_error, search_rounding, token_importance
+from calib.align.rounding import extreme_rounding, relative_error, search_rounding, token_importance
 from calib.quant.families import Site
 from calib.quant.linear import QuantLinear
 
 Rounding = Literal["nearest", "gptq"]
+Ranges = Literal["mse", "minmax"]
+Rounder = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights (N, K) to levels (N, K) and scales (N,)
 
 
 @dataclass(frozen=True)
@@ -26,58 +30,133 @@ class LayerConfig:
 
     Attributes:
         rows: most token rows a search looks at. weight_tokens: every token counts by the inverse of its energy
-        (False: all alike, the textbook form, for ablations). rounding: of the weights. damping: of GPTQ.
-        correct_bias: on or off.
+        (False: all alike, the textbook form, for ablations). ranges: of weights and inputs, mse (searched) or minmax.
+        rounding: of the weights. damping: of GPTQ. correction: of the layer's output.
     """
 
     rows: int = 4096
     weight_tokens: bool = True
+    ranges: Ranges = "mse"
     rounding: Rounding = "nearest"
     damping: float = DAMPING
-    correct_bias: bool = True
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """What one layer is quantized on.
+
+    Attributes:
+        inputs: (T, K), what the quantized network feeds the layer, image after image. split: of those images.
+        wanted: (T, N), the float network's output of the same layer, where the correction aims at it.
+        heads: of the attention, where the layer is its qkv; else 0.
+    """
+
+    inputs: Tensor
+    split: Split
+    wanted: Tensor | None = None
+    heads: int = 0
 
 
 def quantize_layer(
-    layer: QuantLinear, site: Site, rows: Tensor, split: Split, config: LayerConfig, generator: torch.Generator
+    layer: QuantLinear, site: Site, rows: LayerRows, config: LayerConfig, generator: torch.Generator
 ) -> dict[str, Any]:
     """Fix the layer's quantizer, weights and bias, in place, and switch it to integers; the row for the report.
 
     A step after plain rounding stays only where it lowers the layer's error on the held-out images: ``error`` is plain
     rounding's, ``error_<step>`` that with a step added, ``rejected`` names those put back.
-
-    Args:
-        rows: (T, K) what the quantized network feeds the layer, image after image. split: of those images.
     """
-    fit, held = split.rows(rows)
+    fit, held = rows.split.rows(rows.inputs)
     few, judge = sample(fit, config.rows, generator), sample(held, config.rows, generator)
     report: dict[str, Any] = {"step": "quantize", "layer": site.name, "weight_bits": layer.weight_bits, "rejected": []}
     if layer.in_quant is not None:
-        found = _input_range(layer, site, rows, few)
+        found = _input_range(layer, site, rows.inputs, few, config.ranges)
         layer.in_quant.set(found.scale, found.zero_point)
         report |= {"scale": found.scale, "zero_point": found.zero_point}
     layer.quantized = True
     target = F.linear(judge, layer.weight, layer.bias)
-    plain, scale = search_rounding(layer.weight, layer.weight_bits, token_importance(few, config.weight_tokens))
-    layer.set_weights(plain, scale)
+    nearest = _nearest(layer, few, config)
+    layer.set_weights(*nearest(layer.weight))
+    rounder = nearest
     report["error"] = error = relative_error(layer.integer_output(judge), target)
     if config.rounding == "gptq":
-        moment = second_moment(_restored(layer, fit), config.weight_tokens)
-        layer.set_weights(gptq(layer.weight, scale, layer.weight_bits, moment, config.damping), scale)
+        rounder = _gptq(layer, second_moment(_restored(layer, fit), config.weight_tokens), config, nearest)
+        kept = _numbers(layer)
+        layer.set_weights(*rounder(layer.weight))
         report["error_gptq"] = now = relative_error(layer.integer_output(judge), target)
-        if now < error:
-            error = now
-        else:
-            layer.set_weights(plain, scale)
+        if now >= error:
+            _put_back(layer, kept)
             report["rejected"].append("gptq")
-    if config.correct_bias:
-        wanted = F.linear(fit, layer.weight, layer.bias)
-        change = bias_correction(layer.integer_output(fit), wanted, config.weight_tokens)
-        layer.bias += change
-        report["error_bias"] = relative_error(layer.integer_output(judge), target)
-        if report["error_bias"] > error:
-            layer.bias -= change
-            report["rejected"].append("bias")
+            rounder = nearest
+    report |= _correct(layer, rows, config, rounder, report["rejected"])
     return report
+
+
+def _correct(
+    layer: QuantLinear, rows: LayerRows, config: LayerConfig, rounder: Rounder, rejected: list[str]
+) -> dict[str, Any]:
+    """Correct the layer's output, in place: fold what the search finds, and put it back where the fold does not help.
+
+    A correction that mixes rows has the weights rounded again, and the mean error of that taken out of the bias.
+    """
+    form = config.correction.form
+    if form == "none":
+        return {}
+    wanted = rows.wanted if rows.wanted is not None else F.linear(rows.inputs, layer.weight, layer.bias)
+    fit, held = rows.split.rows(layer.integer_output(rows.inputs))
+    fit_target, held_target = rows.split.rows(wanted)
+    before = relative_error(held, held_target)
+    report: dict[str, Any] = {"correction": form, "error_uncorrected": before}
+    found = search_correction(
+        (fit, fit_target), (held, held_target), config.correction, rows.heads, config.weight_tokens
+    )
+    if found is None:
+        rejected.append(form)
+        return report | {"error_corrected": before}
+    kept = _numbers(layer)
+    weight, bias = found.fold(layer.weight, layer.bias)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    if found.mixes:
+        layer.set_weights(*rounder(layer.weight))
+        made = layer.integer_output(rows.split.rows(rows.inputs)[0])
+        layer.bias += bias_correction(made, fit_target, config.weight_tokens)
+    else:
+        layer.weight_scale *= found.gain
+    made = layer.integer_output(rows.split.rows(rows.inputs)[1])
+    report["error_corrected"] = after = relative_error(made, held_target)
+    if after >= before:
+        _put_back(layer, kept)
+        rejected.append(form)
+    return report
+
+
+def _numbers(layer: QuantLinear) -> tuple[Tensor, ...]:
+    return tuple(t.clone() for t in (layer.weight, layer.bias, layer.weight_q, layer.weight_scale))
+
+
+def _put_back(layer: QuantLinear, kept: tuple[Tensor, ...]) -> None:
+    for own, value in zip((layer.weight, layer.bias, layer.weight_q, layer.weight_scale), kept, strict=True):
+        own.copy_(value)
+
+
+def _nearest(layer: QuantLinear, few: Tensor, config: LayerConfig) -> Rounder:
+    importance = token_importance(few, config.weight_tokens)
+
+    def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
+        if config.ranges == "minmax":
+            return extreme_rounding(weight, layer.weight_bits)
+        return search_rounding(weight, layer.weight_bits, importance)
+
+    return round_weights
+
+
+def _gptq(layer: QuantLinear, moment: Tensor, config: LayerConfig, nearest: Rounder) -> Rounder:
+    def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
+        _, scale = nearest(weight)
+        return gptq(weight, scale, layer.weight_bits, moment, config.damping), scale
+
+    return round_weights
 
 
 def _restored(layer: QuantLinear, rows: Tensor) -> Tensor:
@@ -87,8 +166,9 @@ def _restored(layer: QuantLinear, rows: Tensor) -> Tensor:
     return (layer.in_quant(rows) - layer.in_quant.zero_point) * layer.in_quant.scale
 
 
-def _input_range(layer: QuantLinear, site: Site, rows: Tensor, few: Tensor) -> Range:
+def _input_range(layer: QuantLinear, site: Site, rows: Tensor, few: Tensor, ranges: Ranges) -> Range:
     if site.kind == "embed":
         return Range(max(float(rows.abs().max()), 1e-8) / 127, 0, 0.0)
     ends = float(rows.min()), float(rows.max())
-    return search_range(few, layer.act_bits, layer.weight.square().sum(0), site.gelu, ends)
+    clips = (1.0,) if ranges == "minmax" else None
+    return search_range(few, layer.act_bits, layer.weight.square().sum(0), site.gelu, ends, clips)

@@ -10,7 +10,7 @@ from torch import Tensor
 from calib.quant.quantizer import levels, quantize
 
 CLIPS_8BIT = (1.0, 0.95, 0.9, 0.85, 0.8)
-CLIPS_LOW = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
+CLIPS_LOW = tuple(0.93**k for k in range(32))  # down to a tenth
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,12 @@ def clip_grid(bits: int) -> tuple[float, ...]:
 
 
 def search_range(
-    rows: Tensor, bits: int, weight: Tensor, asymmetric: bool = False, ends: tuple[float, float] | None = None
+    rows: Tensor,
+    bits: int,
+    weight: Tensor,
+    asymmetric: bool = False,
+    ends: tuple[float, float] | None = None,
+    clips: tuple[float, ...] | None = None,
 ) -> Range:
     """The step with the least ``sum_j weight_j (x_j - Q(x)_j)^2`` over all rows.
 
@@ -42,13 +47,14 @@ def search_range(
         weight: (K,) >= 0, how much an error in channel j costs: the squared norm of the next layer's column j.
         asymmetric: True lets the zero point differ from 0; only the upper end is then clipped.
         ends: smallest and largest value the quantizer will see, where ``rows`` are only a sample of them.
+        clips: fractions of the full range to try; default ``clip_grid(bits)``, (1,) is min-max.
     """
     low_level, high_level = levels(bits)
     smallest, largest = (float(rows.min()), float(rows.max())) if ends is None else ends
     top = max(largest if asymmetric else max(largest, -smallest), 1e-8)
     bottom = min(smallest, 0.0)
     best: Range | None = None
-    for clip in clip_grid(bits):
+    for clip in clips or clip_grid(bits):
         scale = (top * clip - bottom) / (high_level - low_level) if asymmetric else top * clip / high_level
         scale = float(torch.tensor(scale, dtype=torch.float32))
         zero_point = round(low_level - bottom / scale) if asymmetric else 0

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from calib.align.inputs import Split
-from calib.align.trainable import TrainableLinear, TrainableNorm
+from calib.align.trainable import Drop, TrainableLinear, TrainableNorm
 from calib.network import Network
 from calib.precision import has_fast_bf16
 from calib.quant.families import Segment
@@ -55,6 +55,8 @@ class ReconstructConfig:
     beta2: float = 0.99
     suffix: int = 0
     local_weight: float = 2.0
+    drop: float = 0.0
+    absolute: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def reconstruct(
     before = _held_errors(job, split, batch)
     kept = _snapshot(student, job.piece)
     units = _output_sizes(student, job.piece, job.inputs[split.fit[: config.batch]])
-    with torch.enable_grad(), _trainable(student, job.piece, units) as parts:
+    with torch.enable_grad(), _trainable(student, job.piece, units, config, seed) as parts:
         _descend(parts, job, split, config, seed)
     after = _held_errors(job, split, batch)
     accepted = _judge(after, before, config) < _judge(before, before, config)
@@ -182,12 +184,14 @@ def _groups(parts: list[TrainableLinear | TrainableNorm], config: ReconstructCon
 
 @contextmanager
 def _trainable(
-    student: Network, piece: Segment, units: dict[str, float]
+    student: Network, piece: Segment, units: dict[str, float], config: ReconstructConfig, seed: int
 ) -> Iterator[list[TrainableLinear | TrainableNorm]]:
     """Put trainable layers in the place of the block's own, and put the own ones back with what was learned."""
     parts: dict[str, TrainableLinear | TrainableNorm] = {}
-    for site in piece.sites:
-        parts[site.name] = TrainableLinear(student.get_submodule(site.name), units[site.name])
+    for number, site in enumerate(piece.sites):
+        drop = Drop(config.drop, torch.Generator().manual_seed(seed * 31 + number)) if config.drop else None
+        layer: QuantLinear = student.get_submodule(site.name)
+        parts[site.name] = TrainableLinear(layer, units[site.name], drop, config.absolute)
         if site.norm:
             parts[site.norm] = TrainableNorm(student.get_submodule(site.norm))
     for name, part in parts.items():

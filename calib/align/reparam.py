@@ -29,12 +29,16 @@ STRENGTHS = (0.25, 0.5, 0.65, 0.75, 0.85, 1.0)
 
 @dataclass(frozen=True)
 class Fold:
-    """Shift c (K,) and scale r (K,) > 0 of one layer's input, with the strength that gave them (None = off)."""
+    """Shift c (K,) and scale r (K,) > 0 of one layer's input, with the strength that gave them (None = off).
+
+    ``error`` is the quantized layer's with the fold, ``off`` that without any.
+    """
 
     strength: float | None
     shift: Tensor
     scale: Tensor
     error: float
+    off: float
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,32 @@ def search_fold(layer: QuantLinear, rows: Tensor, gelu: bool = False, ends: Ends
     for tried in STRENGTHS:
         candidates.append((tried, zeros if gelu else middle, migration(half_range, column_max, tried)))
     best: Fold | None = None
+    off = 0.0
     for strength, shift, scale in candidates:
         left = target - weight @ shift
         error = layer_error(layer, (rows - shift) / scale, weight * scale, gelu, left, ends.overall(shift, scale))
+        off = error if best is None else off
         if best is None or error < best.error:
-            best = Fold(strength, shift, scale, error)
+            best = Fold(strength, shift, scale, error, off)
     assert best is not None
     return best
+
+
+def middle_fold(layer: QuantLinear, rows: Tensor, ends: Ends, gelu: bool = False) -> Fold:
+    """One shift for the whole tensor, the middle of its range: asymmetric min-max quantization with zero point 0.
+
+    Args:
+        layer: float. rows: (T, K), a sample of its input to judge by. ends: of every row there is. gelu: True where the
+        quantizer's zero point does it already.
+    """
+    zeros, ones = torch.zeros_like(ends.low), torch.ones_like(ends.low)
+    shift = zeros + (ends.low.min() + ends.high.max()) / 2
+    off = layer_error(layer, rows, layer.weight, gelu, rows @ layer.weight.T, ends.overall(zeros, ones))
+    if gelu:
+        return Fold(None, zeros, ones, off, off)
+    rows = rows - shift
+    error = layer_error(layer, rows, layer.weight, gelu, rows @ layer.weight.T, ends.overall(shift, ones))
+    return Fold(0.0, shift, ones, error, off)
 
 
 def _into_layer(layer: QuantLinear, fold: Fold) -> None:

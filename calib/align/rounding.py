@@ -37,6 +37,13 @@ def search_rounding(weight: Tensor, bits: int, importance: Tensor, steps: int = 
     return rounded.to(torch.int8), best_scale
 
 
+def extreme_rounding(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Integer weights (N, K) int8 and scales (N,) with the scale of every row from its largest weight."""
+    limit = weight_limit(bits)
+    scale = weight.abs().amax(1).clamp_min(1e-8) / limit
+    return torch.clamp(torch.round(weight / scale[:, None]), -limit, limit).to(torch.int8), scale
+
+
 def token_importance(rows: Tensor, weighted: bool = True) -> Tensor:
     """Mean square of each input channel after every token is divided by its norm: (K,) from rows (T, K).
 

@@ -9,6 +9,7 @@ network.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -66,50 +67,71 @@ def straight_round(values: Tensor) -> Tensor:
     return cast(Tensor, _Round.apply(values))
 
 
+@dataclass(frozen=True)
+class Drop:
+    """Leave every activation unrounded with probability ``share``, drawn with ``generator`` (on the CPU)."""
+
+    share: float
+    generator: torch.Generator
+
+    def __call__(self, levels: Tensor, values: Tensor) -> Tensor:
+        """``levels``, or ``values`` where dropped; both of one shape."""
+        keep = torch.rand(levels.shape, generator=self.generator) >= self.share
+        return torch.where(keep.to(levels.device), levels, values)
+
+
 class TrainableLinear(nn.Module):
     """A quantized ``layer`` as parameters: ``y = (levels(x) . round(v)) s_x s_w + b``.
 
     Attributes:
-        latent: (N, K), the weights in units of their steps, within the levels; rounded, they start as the layer's own.
-        log_weight_step: (N,). log_step: () or None. shift: (N,), what the bias has moved, in units of ``unit``.
-        unit: (), the root mean square of the layer's float output.
+        latent: (N, K), v times ``weight_unit``, v being the weights in units of their steps, within the levels;
+        rounded, v starts as the layer's own levels. log_weight_step: (N,). log_step: () or None. shift: (N,), what the
+        bias has moved, in units of ``unit``. unit: (), the root mean square of the layer's float output. weight_unit:
+        (N, 1), ones; or the weights' first steps where ``absolute``. drop: of activations below 8 bits, or None.
     """
 
-    def __init__(self, layer: QuantLinear, unit: float) -> None:
+    def __init__(self, layer: QuantLinear, unit: float, drop: Drop | None = None, absolute: bool = False) -> None:
         super().__init__()
         self.layer = layer
         self.limit = weight_limit(layer.weight_bits)
+        self.weight_unit = layer.weight_scale.clone()[:, None] if absolute else torch.ones_like(layer.bias)[:, None]
         level = layer.weight_q.float()
         left = layer.weight / layer.weight_scale[:, None] - level
-        self.latent = nn.Parameter((level + left.clamp(-MARGIN, MARGIN)).clamp(-self.limit, self.limit))
+        start = (level + left.clamp(-MARGIN, MARGIN)).clamp(-self.limit, self.limit)
+        self.latent = nn.Parameter(start * self.weight_unit)
         self.log_weight_step = nn.Parameter(layer.weight_scale.log())
         self.shift = nn.Parameter(torch.zeros_like(layer.bias))
         self.unit = unit
+        self.drop = drop
         quantizer = layer.in_quant
         self.log_step = None if quantizer is None else nn.Parameter(quantizer.scale.log())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N) float32. The product runs in the autocast type: integers to 8 bits are exact in bf16."""
         values = self.layer.scaled(x.float())
-        weight = straight_round(self.latent)
+        weight = straight_round(self.latent / self.weight_unit)
         step = self.log_weight_step.exp()
         if self.log_step is not None:
             quantizer = self.layer.in_quant
             assert quantizer is not None
-            values = activation_levels(values, self.log_step, quantizer.zero_point.float(), quantizer.bits)
+            rounded = activation_levels(values, self.log_step, quantizer.zero_point.float(), quantizer.bits)
+            if self.drop is not None and quantizer.bits < 8:
+                rounded = self.drop(rounded, values / self.log_step.exp())
+            values = rounded
             step = step * self.log_step.exp()
         return F.linear(values, weight).float() * step + (self.layer.bias + self.unit * self.shift)
 
     @torch.no_grad()
     def project(self) -> None:
         """Bring weights that a step took beyond the last level back to it, where they can turn round."""
-        self.latent.clamp_(-self.limit, self.limit)
+        limit = self.limit * self.weight_unit
+        self.latent.copy_(torch.minimum(torch.maximum(self.latent, -limit), limit))
 
     @torch.no_grad()
     def commit(self) -> QuantLinear:
         """Put the learned numbers into the plain layer and return it."""
         layer = self.layer
-        layer.set_weights(self.latent.round(), self.log_weight_step.exp())
+        layer.set_weights((self.latent / self.weight_unit).round(), self.log_weight_step.exp())
         layer.bias += self.unit * self.shift
         if self.log_step is not None:
             assert layer.in_quant is not None

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from calib.align.correction import CorrectionConfig
 from calib.align.layer import LayerConfig
 from calib.align.reconstruct import ReconstructConfig
 from calib.align.rounding import weight_limit
@@ -35,14 +36,13 @@ from tests.calib.networks import (
     tiny_vit,
 )
 
+NONE = CorrectionConfig("none")
 FEW = CalibrateConfig(LayerConfig(rows=256), fold_rows=256, batch=4)
 
 
 def quick(model: Any, side: int, scheme: str, images: Tensor | None = None, **options: Any) -> CalibratedModel:
     images = pictures(8, side) if images is None else images
-    whole = {
-        key: options.pop(key) for key in ("reparameterise", "reconstruct", "layer_images", "seed") if key in options
-    }
+    whole = {key: options.pop(key) for key in ("fold", "reconstruct", "layer_images", "seed") if key in options}
     config = replace(FEW, layer=replace(FEW.layer, **options), **whole)
     return calibrate(model, spec_of(model, side), parse(scheme), images, config)
 
@@ -106,10 +106,10 @@ def test_the_report_has_a_row_for_every_step(calibrated: CalibratedModel) -> Non
     for row in rounded:
         assert row.keys() == {
             *("step", "layer", "weight_bits", "scale", "zero_point"),
-            *("error", "error_bias", "rejected"),
+            *("error", "correction", "error_uncorrected", "error_corrected", "rejected"),
         }
         assert row["weight_bits"] == 8 and 0 < row["error"] < 0.05
-        assert (row["rejected"] == ["bias"]) == (row["error_bias"] > row["error"])
+        assert (row["rejected"] == ["bias"]) == (row["error_corrected"] >= row["error_uncorrected"])
     assert json.loads(json.dumps(calibrated.report, allow_nan=False)) == calibrated.report
 
 
@@ -179,9 +179,9 @@ def outlying() -> Any:
 def test_reparameterisation_and_bias_correction_can_be_left_out() -> None:
     model = outlying()
     whole = quick(model, VIT_SIDE, "w8a8")
-    plain = quick(model, VIT_SIDE, "w8a8", reparameterise=False, correct_bias=False)
+    plain = quick(model, VIT_SIDE, "w8a8", fold="off", correction=NONE)
     assert {row["step"] for row in plain.report} == {"quantize"}
-    assert not any("error_bias" in row for row in plain.report)
+    assert not any("error_corrected" in row for row in plain.report)
     assert all(layer.premul is None for layer in plain.layers().values())
     reference = prepare(model, parse("w8a8"))
     for name, layer in plain.layers().items():
@@ -192,7 +192,7 @@ def test_reparameterisation_and_bias_correction_can_be_left_out() -> None:
 
 def test_bias_correction_takes_out_the_mean_error() -> None:
     model = tiny_vit()
-    corrected, plain = (quick(model, VIT_SIDE, "w3a8", correct_bias=on) for on in (True, False))
+    corrected, plain = quick(model, VIT_SIDE, "w3a8"), quick(model, VIT_SIDE, "w3a8", correction=NONE)
     images = pictures(32, VIT_SIDE)
     with torch.no_grad():
         errors = [(model(images) - made.logits(images)).mean(0).norm() for made in (corrected, plain)]

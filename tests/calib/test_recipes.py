@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from calib.calibrate import CalibrateConfig
 from calib.errors import IntvitError
 from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, PUBLISHED, REAL, methods, recipe
 from calib.synthesis.methods import METHODS
@@ -18,7 +17,7 @@ def test_every_method_has_a_recipe() -> None:
     for name in methods():
         made = recipe(name)
         assert made.method == name
-        assert made.align == (CalibrateConfig() if name in PUBLISHED else BUDGETS[DEFAULT_BUDGET])
+        assert made.align == PUBLISHED.get(name, BUDGETS[DEFAULT_BUDGET])
         assert made.synthesis is (None if name == REAL else METHODS[name])
 
 
@@ -39,7 +38,7 @@ def test_a_budget_buys_steps_of_calibration() -> None:
     assert default.reconstruct is not None and most.reconstruct is not None
     assert most.reconstruct.iterations > default.reconstruct.iterations
     assert replace(default, reconstruct=None) == fast
-    assert recipe("psaq", "max").align == recipe("psaq", "fast").align == CalibrateConfig()
+    assert recipe("psaq", "max").align == recipe("psaq", "fast").align == PUBLISHED["psaq"]
     assert recipe("real", "max").align == most
 
 
@@ -47,3 +46,23 @@ def test_an_unknown_budget_is_refused_with_the_known_ones() -> None:
     with pytest.raises(IntvitError, match="unknown budget 'fats'") as caught:
         recipe("best", "fats")
     assert "did you mean fast?" in complete(caught.value).next and "max" in caught.value.next
+
+
+def test_a_published_method_adds_its_own_step_and_no_other() -> None:
+    base = PUBLISHED["psaq"]
+    assert base.fold == "shift" and base.layer.rounding == "nearest" and base.layer.ranges == "minmax"
+    assert base.layer.correction.form == "none" and base.reconstruct is None and base.distill is None
+    mimiq, dfq, spdfq = (recipe(name).align for name in ("mimiq", "dfq-vit", "spdfq"))
+    assert mimiq.distill is not None and replace(mimiq, distill=None) == base
+    assert spdfq.reconstruct is not None and replace(spdfq, reconstruct=None) == base
+    corrected = replace(dfq.layer, correction=base.layer.correction)
+    assert dfq.layer.correction.form == "full" and replace(dfq, layer=corrected) == base
+
+
+def test_a_correction_can_be_asked_for_by_name() -> None:
+    plain, chosen = recipe("dfq-vit").align, recipe("dfq-vit", correction="diag").align
+    assert chosen.layer.correction == replace(plain.layer.correction, form="diag")
+    assert recipe("best", correction="none").align.layer.correction.form == "none"
+    with pytest.raises(IntvitError, match="unknown correction 'diagg'") as caught:
+        recipe("best", correction="diagg")
+    assert "did you mean diag?" in complete(caught.value).next

@@ -34,7 +34,10 @@ PATIENCE_S = 60.0
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    """Every file's bytes, but for what one run took."""
+    found = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    found.pop("cost.json", None)
+    return found
 
 
 def leftovers(root: Path) -> list[str]:

@@ -70,7 +70,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    """Every file's bytes, but for what one run took."""
+    found = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    found.pop("cost.json", None)
+    return found
 
 
 def build(cache: Path, out: Path, *options: str, base: list[str] = NOISE) -> int:
@@ -90,6 +93,11 @@ def test_the_bundle_holds_what_the_issue_asks_for(quick: Built) -> None:
     assert manifest.preprocess.mean == manifest.preprocess.std == (0.5, 0.5, 0.5)
     assert manifest.reported == {}
     assert set(manifest.provenance["stages"]) == {"images", "calibrate", "lower"}
+    cost = json.loads((quick.bundle.root / "cost.json").read_text())
+    assert all(
+        cost[stage]["seconds"] > 0 and cost[stage]["peak_mib"] > 50 for stage in ("images", "calibrate", "lower")
+    )
+    assert set(cost["calibrate"]["steps_seconds"]) == {"reparameterise", "quantize", "reconstruct"}
     config = json.loads((REPO / "calib/assets/vit_digits.json").read_text())
     assert manifest.provenance["weights_sha256"] == config["sha256"]
     assert {"torch", "timm", "onnxruntime"} <= set(manifest.provenance["versions"])

@@ -9,25 +9,28 @@ import torch
 from torch import Tensor
 
 from calib.align import layer as steps
+from calib.align.correction import Correction, CorrectionConfig, Form
 from calib.align.inputs import Split
-from calib.align.layer import LayerConfig, quantize_layer
+from calib.align.layer import LayerConfig, LayerRows, quantize_layer
 from calib.align.rounding import relative_error
 from calib.quant.families import Site
 from calib.quant.linear import QuantLinear
 
 SITE = Site("fc1", "fc1")
+NONE = CorrectionConfig("none")
 
 
-def problem(images: int = 32, width: int = 24) -> tuple[QuantLinear, Tensor, Split]:
+def problem(images: int = 32, width: int = 24, bits: int = 3) -> tuple[QuantLinear, Tensor, Split]:
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(width, width, generator=generator) + 1
     rows = torch.randn(images * 10, width, generator=generator) @ mix
-    layer = QuantLinear(torch.randn(16, width, generator=generator), torch.randn(16, generator=generator), 3, 8)
+    layer = QuantLinear(torch.randn(16, width, generator=generator), torch.randn(16, generator=generator), bits, 8)
     return layer, rows, Split.of(images)
 
 
 def quantize(layer: QuantLinear, inputs: Tensor, split: Split, **options: Any) -> dict[str, Any]:
-    return quantize_layer(layer, SITE, inputs, split, LayerConfig(**options), torch.Generator().manual_seed(1))
+    rows = LayerRows(inputs, split)
+    return quantize_layer(layer, SITE, rows, LayerConfig(**options), torch.Generator().manual_seed(1))
 
 
 def test_gptq_lowers_the_error_on_rows_it_never_saw() -> None:
@@ -35,30 +38,54 @@ def test_gptq_lowers_the_error_on_rows_it_never_saw() -> None:
     row = quantize(layer, rows, split, rounding="gptq")
     assert row["error_gptq"] < 0.7 * row["error"]
     held = split.rows(rows)[1]
-    assert row["rejected"] == ["bias"] or row["error_bias"] <= row["error_gptq"]
-    bias = row["error_gptq"] if "bias" in row["rejected"] else row["error_bias"]
+    last = row["error_uncorrected"] if row["rejected"] else row["error_corrected"]
     fresh = problem()[0]
     target = torch.nn.functional.linear(held, fresh.weight, fresh.bias)
-    assert relative_error(layer.integer_output(held), target) == pytest.approx(bias, rel=1e-4)
+    assert relative_error(layer.integer_output(held), target) == pytest.approx(last, rel=1e-4)
 
 
 def test_a_rounding_that_does_not_help_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, rows, split = problem()
-    quantize(plain, rows, split, correct_bias=False)
+    quantize(plain, rows, split, correction=NONE)
     layer = problem()[0]
     monkeypatch.setattr(steps, "gptq", lambda weight, *args: torch.zeros_like(weight, dtype=torch.int8))
-    row = quantize(layer, rows, split, rounding="gptq", correct_bias=False)
+    row = quantize(layer, rows, split, rounding="gptq", correction=NONE)
     assert row["rejected"] == ["gptq"] and row["error_gptq"] > row["error"]
     assert torch.equal(layer.weight_q, plain.weight_q)
 
 
-def test_a_correction_that_does_not_help_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_correction_that_does_not_help_once_folded_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, rows, split = problem()
     before = layer.bias.clone()
-    monkeypatch.setattr(steps, "bias_correction", lambda made, target, weighted: torch.full((16,), 100.0))
+    broken = Correction(torch.eye(16), torch.full((16,), 100.0))
+    monkeypatch.setattr(steps, "search_correction", lambda *args: broken)
+    monkeypatch.setattr(steps, "bias_correction", lambda made, target, weighted: torch.zeros(16))
     row = quantize(layer, rows, split)
-    assert row["rejected"] == ["bias"] and row["error_bias"] > row["error"]
-    assert torch.allclose(layer.bias, before, atol=1e-4)
+    assert row["rejected"] == ["bias"] and row["error_corrected"] > row["error_uncorrected"]
+    assert torch.equal(layer.bias, before)
+
+
+@pytest.mark.parametrize(("form", "share"), [("bias", 0.9), ("diag", 0.7), ("full", 0.7)])
+def test_a_correction_lowers_the_error_on_rows_it_never_saw(form: Form, share: float) -> None:
+    layer, rows, split = problem(bits=6)
+    wanted = torch.nn.functional.linear(rows, layer.weight, layer.bias) * torch.linspace(0.8, 1.1, 16) + 3
+    inputs = LayerRows(rows, split, wanted)
+    config = LayerConfig(correction=CorrectionConfig(form, "float"))
+    row = quantize_layer(layer, SITE, inputs, config, torch.Generator().manual_seed(1))
+    assert not row["rejected"] and row["error_corrected"] < share * row["error_uncorrected"]
+    made, target = layer.integer_output(split.rows(rows)[1]), split.rows(wanted)[1]
+    assert relative_error(made, target) == pytest.approx(row["error_corrected"], rel=1e-4)
+
+
+def test_a_diagonal_correction_moves_no_integer() -> None:
+    plain, rows, split = problem()
+    quantize(plain, rows, split, correction=NONE)
+    layer = problem()[0]
+    wanted = torch.nn.functional.linear(rows, layer.weight, layer.bias) * 1.5
+    config = LayerConfig(correction=CorrectionConfig("diag", "float"))
+    quantize_layer(layer, SITE, LayerRows(rows, split, wanted), config, torch.Generator().manual_seed(1))
+    assert torch.equal(layer.weight_q, plain.weight_q)
+    assert not torch.allclose(layer.weight_scale, plain.weight_scale, rtol=0.1)
 
 
 def test_the_range_covers_every_row() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calib.align.inputs import Split, layer_inputs
-from calib.align.layer import LayerConfig, quantize_layer
+from calib.align.layer import LayerConfig, LayerRows, quantize_layer
 from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct, token_error
 from calib.network import Network
 from calib.quant.families import Segment, segments
@@ -35,7 +35,9 @@ def block_of(make: Any, side: int, scheme: str = "w3a8") -> tuple[Network, Segme
     for piece in (stem, block):
         for site in piece.sites:
             rows = layer_inputs(student, piece, site.name, stream, 8)
-            quantize_layer(student.get_submodule(site.name), site, rows, split, LayerConfig(), torch.Generator())
+            quantize_layer(
+                student.get_submodule(site.name), site, LayerRows(rows, split), LayerConfig(), torch.Generator()
+            )
         inputs, stream = stream, piece.run(stream)
     return student, block, inputs, wanted, split
 

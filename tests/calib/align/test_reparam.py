@@ -30,7 +30,7 @@ from tests.calib.networks import SWIN_SIDE, VARIANTS, VIT_SIDE, difference, pict
 def random_fold(width: int, seed: int) -> Fold:
     generator = torch.Generator().manual_seed(seed)
     shift = torch.randn(width, generator=generator)
-    return Fold(0.5, shift, torch.exp(torch.randn(width, generator=generator)), 0.0)
+    return Fold(0.5, shift, torch.exp(torch.randn(width, generator=generator)), 0.0, 0.0)
 
 
 def fold(student: Any, site: Site, seed: int) -> None:
@@ -87,7 +87,7 @@ def test_the_quantizer_sees_the_folded_input(make: Any, kind: str) -> None:
 def test_off_after_gelu_stores_no_factor() -> None:
     layer = QuantLinear(torch.randn(3, 4), None, 8, 8)
     before = layer.weight.clone()
-    fold_after_gelu(layer, Fold(None, torch.zeros(4), torch.ones(4), 0.0))
+    fold_after_gelu(layer, Fold(None, torch.zeros(4), torch.ones(4), 0.0, 0.0))
     assert layer.premul is None and torch.equal(layer.weight, before)
 
 
