@@ -1,7 +1,8 @@
 """Measure benches/results/calibration_accuracy.json: what each calibration budget recovers, with and without data.
 
 ViT-Ti with its real weights; the integer engine's top-1 on the 1,000 photographs by scheme, budget and images: ``best``
-(data-free), ``real`` (photographs drawn by seed; ``unseen_top1`` leaves those out), or any other method. Rows are
+(data-free), ``real`` (photographs drawn by seed; ``unseen_top1`` leaves those out), any other method or row of the
+synthesis ablation, each with its own recipe's calibration; ``--correction`` replaces that of the recipe. Rows are
 saved as they come, with the seconds and the peak memory of the calibration; a later run keeps them. The images are
 those of the synthesis benches (benches/synthesis_sets.py). ``--device cuda`` makes images and calibrates on a GPU.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 from benches.engines import engine_logits
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, write_result
+from benches.synthesis_accuracy import ABLATION, configuration
 from benches.synthesis_sets import get, photographs
 from calib.calibrate import calibrate
 from calib.models import LoadedModel, load
@@ -29,7 +31,7 @@ from runtime.cli import run
 from runtime.errors import IntvitError
 
 NAME = "calibration_accuracy"
-KEY = ("scheme", "method", "images", "budget", "seed")
+KEY = ("scheme", "method", "images", "iterations", "budget", "correction", "seed")
 MODEL = "vit_t"
 
 
@@ -40,13 +42,13 @@ def drawn(count: int, images: int, seed: int) -> Tensor:
 
 def measure(loaded: LoadedModel, photos: Tensor, labels: Tensor, row: dict[str, Any], device: str) -> dict[str, Any]:
     """Calibrate and run one row: what was asked (``KEY``) with what came of it."""
-    made = recipe(row["method"], row["budget"])
+    made = recipe(row["method"].split(":")[0], row["budget"], row["correction"])
     chosen = torch.zeros(len(photos), dtype=torch.bool)
     if made.synthesis is None:
         chosen[drawn(len(photos), row["images"], row["seed"])] = True
         data = photos[chosen]
     else:
-        config = replace(made.synthesis, images=row["images"])
+        config = replace(configuration(row["method"], row["iterations"]), images=row["images"])
         data = loaded.spec.normalise(get(loaded, config, row["seed"], device).pixels.float())
     begun = time.monotonic()
     model = calibrate(
@@ -80,23 +82,26 @@ def main(
     names: Annotated[str, typer.Option("--methods", help="Comma-separated.")] = "best,real,psaq",
     images: Annotated[str, typer.Option("--images", help="Comma-separated counts.")] = "128",
     budgets: Annotated[str, typer.Option("--budgets", help="Comma-separated.")] = "default",
+    iterations: Annotated[int | None, typer.Option("--iterations", help="Of the synthesis; default: as it is.")] = None,
+    corrections: Annotated[str, typer.Option("--corrections", help="Comma-separated; default: the recipe's.")] = "",
     seeds: Annotated[str, typer.Option("--seeds", help="Comma-separated.")] = "0,1,2",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
 ) -> None:
     """Measure the table, or a part of it."""
-    for given, known in ((names, methods()), (budgets, list(BUDGETS))):
+    for given, known in ((names, [*methods(), *ABLATION]), (budgets, list(BUDGETS))):
         if unknown := set(given.split(",")) - set(known):
             raise IntvitError(f"unknown name {sorted(unknown)[0]!r}", next="known: " + ", ".join(known))
     rows = kept_rows(NAME, force)
-    have = {tuple(row[field] for field in KEY) for row in rows}
+    have = {tuple(row.get(field) for field in KEY) for row in rows}
     wanted = [
-        (scheme, method, int(count), budget, int(seed))
+        (scheme, method, int(count), None if method == REAL else iterations, budget, correction or None, int(seed))
         for seed in seeds.split(",")
         for scheme in schemes.split(",")
         for method in names.split(",")
         for count in images.split(",")
         for budget in budgets.split(",")
+        for correction in corrections.split(",")
     ]
     loaded = load(MODEL, str(CHECKPOINT))
     photos, labels = photographs(loaded)

@@ -15,21 +15,39 @@ def _over_seeds(values: list[float]) -> str:
 
 
 def accuracy(record: Record) -> str:
-    """Engine top-1 by scheme, images and budget, the mean over seeds with their standard deviation."""
+    """Engine top-1 by scheme, images, budget and correction, the mean over seeds with their standard deviation."""
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for row in record["rows"]:
-        groups[row["scheme"], row["method"], row["images"], row["budget"]].append(row)
-    head = ["scheme", "images", "number", "budget", "seeds", "engine", "on unseen", "calibration s", "peak GiB"]
+        own = (row["scheme"], _images(row), row["images"], row["budget"], row.get("correction") or "own")
+        groups[own].append(row)
+    head = [
+        "scheme",
+        "images",
+        "number",
+        "budget",
+        "correction",
+        "seeds",
+        "engine",
+        "on unseen",
+        "calibration s",
+        "peak GiB",
+    ]
     lines = []
-    for (scheme, method, images, budget), rows in groups.items():
+    for (scheme, method, images, budget, correction), rows in groups.items():
         unseen = [row["unseen_top1"] for row in rows if "unseen_top1" in row]
-        cells = [scheme, method, str(images), budget, str(len(rows)), _over_seeds([row["top1"] for row in rows])]
+        cells = [scheme, method, str(images), budget, correction, str(len(rows))]
+        cells.append(_over_seeds([row["top1"] for row in rows]))
         cells += [_over_seeds(unseen), f"{mean(row['calibrate_seconds'] for row in rows):.0f}"]
         lines.append([*cells, f"{max(row['peak_gib'] for row in rows):.1f}"])
-    lines.sort(key=lambda cells: (-_bits(cells[0])[0], -_bits(cells[0])[1], cells[1], int(cells[2]), cells[3]))
-    ruler = [":--", ":--", "--:", ":--", *["--:"] * (len(head) - 4)]
+    lines.sort(key=lambda cells: (-_bits(cells[0])[0], -_bits(cells[0])[1], cells[1], int(cells[2]), cells[3:5]))
+    ruler = [":--", ":--", "--:", ":--", ":--", *["--:"] * (len(head) - 5)]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ruler, *lines))
     return f"Float top-1 on the same photographs: {record['float_top1']:.1f}.\n\n{table}"
+
+
+def _images(row: Record) -> str:
+    steps = row.get("iterations")
+    return str(row["method"]) + (f", {steps} iterations" if steps else "")
 
 
 def _bits(scheme: str) -> tuple[int, int]:

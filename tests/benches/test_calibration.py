@@ -19,7 +19,7 @@ from tests.calib.networks import pictures
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    base = {"scheme": "w4a8", "method": "best", "images": 128, "budget": "default", "seed": 0}
+    base = {"scheme": "w4a8", "method": "best", "images": 128, "budget": "default", "correction": None, "seed": 0}
     return base | {"top1": 84.0, "calibrate_seconds": 100.0, "peak_gib": 2.0} | changes
 
 
@@ -29,12 +29,14 @@ def test_the_table_takes_means_over_seeds_and_puts_wide_weights_first() -> None:
         row(top1=84.0),
         row(top1=86.0, seed=1, calibrate_seconds=200.0, peak_gib=3.0),
         row(method="real", top1=85.0, unseen_top1=84.5),
+        row(method="spdfq: APA", iterations=100, correction="diag", images=32),
     ]
     lines = accuracy({"float_top1": 87.54, "rows": rows}).splitlines()
     assert lines[0].endswith("87.5.")
-    assert lines[4] == "| w4a8 | best | 128 | default | 2 | 85.0 ± 1.4 | – | 150 | 3.0 |"
-    assert lines[5] == "| w4a8 | real | 128 | default | 1 | 85.0 | 84.5 | 100 | 2.0 |"
-    assert lines[6].startswith("| w3a8 | best")
+    assert lines[4] == "| w4a8 | best | 128 | default | own | 2 | 85.0 ± 1.4 | – | 150 | 3.0 |"
+    assert lines[5] == "| w4a8 | real | 128 | default | own | 1 | 85.0 | 84.5 | 100 | 2.0 |"
+    assert lines[6] == "| w4a8 | spdfq: APA, 100 iterations | 32 | default | diag | 1 | 84.0 | – | 100 | 2.0 |"
+    assert lines[7].startswith("| w3a8 | best")
 
 
 def test_photographs_are_drawn_by_seed() -> None:
@@ -47,7 +49,7 @@ def test_a_row_is_the_engine_on_every_picture(method: str, monkeypatch: pytest.M
     digits, photos = load("vit_digits"), pictures(20, 32).clamp(-1, 1)
     labels = digits.module(photos).argmax(1).detach()
 
-    def plain(name: str, budget: str) -> Recipe:
+    def plain(name: str, budget: str, correction: str | None) -> Recipe:
         found = calibration_accuracy.methods().index(name)
         assert found >= 0 and budget in BUDGETS
         from calib.synthesis.methods import NOISE
@@ -55,7 +57,8 @@ def test_a_row_is_the_engine_on_every_picture(method: str, monkeypatch: pytest.M
         return Recipe(name, None if name == "real" else NOISE, CalibrateConfig())
 
     monkeypatch.setattr(calibration_accuracy, "recipe", plain)
-    asked = {"scheme": "w8a8", "method": method, "images": 4, "budget": "fast", "seed": 0}
+    asked = {"scheme": "w8a8", "method": method, "images": 4, "iterations": None}
+    asked |= {"budget": "fast", "correction": None, "seed": 0}
     made = measure(digits, photos, labels, asked, "cpu")
     assert made["top1"] == 100 * made["hits"].count("1") / 20 and made["top1"] > 50
     assert ("unseen_top1" in made) == (method == "real") and made["blocks"] == 0 and made["peak_gib"] > 0
