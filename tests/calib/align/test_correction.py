@@ -12,6 +12,10 @@ from torch import Tensor
 from calib.align.bias import token_weights
 from calib.align.correction import FORMS, Correction, CorrectionConfig, Form, fit_correction, search_correction
 from calib.align.rounding import relative_error
+from calib.quant.linear import QuantPatchConv
+from calib.quant.surgery import linears, prepare, set_quantized
+from calib.scheme import parse
+from tests.calib.networks import VIT_SIDE, pictures, tiny_vit
 
 
 def rows(count: int = 200, width: int = 12, seed: int = 0, noise: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -131,3 +135,25 @@ def test_a_dead_channel_keeps_a_gain_of_one() -> None:
     made[:, 3] = 0.0
     found = fit_correction(made, target, "diag", 0.01)
     assert torch.isfinite(found.gain).all() and float(found.gain.min()) > 0
+
+
+@pytest.mark.parametrize("form", ["bias", "diag", "head", "full"])
+def test_a_whole_network_with_folded_corrections_gives_the_logits_of_the_unfolded_one(form: Form) -> None:
+    images = pictures(16, VIT_SIDE)
+    unfolded, folded = (prepare(tiny_vit(), parse("w4a8")) for _ in range(2))
+    set_quantized(unfolded, False)
+    set_quantized(folded, False)
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in linears(unfolded).items():
+        if isinstance(layer, QuantPatchConv):
+            continue
+        made = torch.randn(500, layer.out_features, generator=generator)
+        mix = torch.eye(layer.out_features) + 0.1 * torch.randn(layer.out_features, layer.out_features)
+        correction = fit_correction(made, made @ mix + 0.2, form, 0.01, heads=2 if name.endswith("qkv") else 1)
+        layer.register_forward_hook(lambda _m, _a, out, own=correction: own(out))
+        other = folded.get_submodule(name)
+        other.weight, other.bias = correction.fold(other.weight, other.bias)
+    with torch.no_grad():
+        one, other_logits, plain = unfolded(images), folded(images), tiny_vit()(images)
+    assert float((one - other_logits).norm() / one.norm()) < 1e-4
+    assert float((one - plain).norm() / plain.norm()) > 0.05, "the corrections did nothing"

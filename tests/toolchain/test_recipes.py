@@ -1,0 +1,61 @@
+"""Every recipe end to end on vit_digits: what its own steps leave in the bundle, and that the engine agrees with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calib.align.correction import FORMS
+from runtime import cli
+from runtime.bundle import Bundle
+from runtime.parity import check
+from toolchain.build import main
+
+SMALL = ["--model", "vit_digits", "--iterations", "2", "--images", "16", "--budget", "fast"]
+OWN_STEP = {"psaq": None, "mimiq": "distill", "dfq-vit": None, "spdfq": "reconstruct"}
+
+
+def built(root: Path, *options: str) -> Bundle:
+    arguments = [*SMALL, *options, "--out", str(root / "out"), "--cache", str(root / "cache")]
+    assert cli.invoke(main, arguments) == 0
+    return Bundle.open(root / "out")
+
+
+def report(bundle: Bundle) -> list[dict[str, Any]]:
+    return bundle.manifest.provenance["calibration"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("scheme", ["w4a8", pytest.param("w4a4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", list(OWN_STEP))
+def test_the_engine_of_every_published_recipe_has_the_integers_of_its_model(
+    method: str, scheme: str, tmp_path: Path
+) -> None:
+    bundle = built(tmp_path, "--bits", scheme, "--method", method)
+    assert check(bundle).ok
+    steps = {row["step"] for row in report(bundle)} - {"reparameterise", "quantize"}
+    assert steps == ({OWN_STEP[method]} if OWN_STEP[method] else set())
+    assert {row.get("correction") for row in report(bundle) if row["step"] == "quantize"} == (
+        {"full"} if method == "dfq-vit" else {None}
+    )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "bias"])
+def test_the_engine_of_every_correction_has_the_integers_of_its_model(form: str, tmp_path: Path) -> None:
+    bundle = built(tmp_path, "--bits", "w4a8", "--method", "procedural", "--correction", form)
+    assert check(bundle).ok
+    found = {row.get("correction") for row in report(bundle) if row["step"] == "quantize"}
+    assert found == ({None} if form == "none" else {form})
+
+
+def test_the_layers_are_reported_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    built(tmp_path, "--bits", "w4a8", "--method", "noise", "--report-layers")
+    rows = json.loads((tmp_path / "out-layers.json").read_text())
+    assert {row["step"] for row in rows} == {"reparameterise", "round", "gptq", "correct (bias)"}
+    assert next(row["layer"] for row in rows if row["step"] == "round") == "patch_embed.proj"
+    assert all(row["after_db"] > 0 for row in rows)
+    assert "SQNR on held-out images" in capsys.readouterr().out
