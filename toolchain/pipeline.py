@@ -107,7 +107,7 @@ def images_stage(job: Job, store: StageStore) -> StageResult:
 
     def work(folder: Path, checkpoints: Path) -> None:
         with task(f"synthesis ({config.method}), images", config.images) as advance:
-            step = _stepper(advance, config.images)
+            step = stepper(advance, config.images)
             made = synthesise(job.loaded.module, spec, config, job.seed, job.device, checkpoints, step)
         save_images(made, folder)
 
@@ -167,7 +167,7 @@ def calibrate_stage(job: Job, store: StageStore, images: StageResult) -> StageRe
         config = replace(job.recipe.align, seed=job.seed)
         batch, network = read_images(images, job).to(job.device), job.loaded.module.to(job.device)
         with task(f"calibration ({job.scheme})", 1_000) as advance:
-            step = _stepper(advance, 1_000)
+            step = stepper(advance, 1_000)
             made = calibrate(network, job.loaded.spec, job.scheme, batch, config, step, checkpoints)
         made.save(folder)
         return {"steps_seconds": {name: round(value, 3) for name, value in made.seconds.items()}}
@@ -206,7 +206,7 @@ def _noise(job: Job) -> Tensor:
     return synthesise(job.loaded.module, job.loaded.spec, config, job.seed).images.float()
 
 
-def _stepper(advance: Any, scale: int | None = None) -> Any:
+def stepper(advance: Any, scale: int | None = None) -> Any:
     """A (done, total, note) callback on top of one that takes increments."""
     last = 0
 

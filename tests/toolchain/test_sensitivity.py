@@ -1,0 +1,37 @@
+"""``python -m toolchain.sensitivity``: a table, a file, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runtime import cli
+from toolchain.sensitivity import main
+
+DIGITS = ["--model", "vit_digits", "--bits", "w4a8", "--images", "16"]
+
+
+def test_it_ranks_every_layer_of_a_real_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "found.json"
+    assert cli.invoke(main, [*DIGITS, "--cache", str(tmp_path / "cache"), "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert len(rows) == 14 and {"patch_embed.proj", "blocks.0.mlp.fc2", "head"} < {row["layer"] for row in rows}
+    assert all(row["weight_bits"] == (8 if row["layer"] == "patch_embed.proj" else 4) for row in rows)
+    assert rows[0]["layer"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--bits", "w1a8"], "weights take 2 to 8 bits"),
+        (["--method", "real"], "reads no real images"),
+        (["--model", "no_such_model"], "no_such_model"),
+    ],
+)
+def test_bad_input_is_refused(
+    changed: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(main, [*DIGITS, *changed, "--cache", str(tmp_path)]) != 0
+    assert said in " ".join(capsys.readouterr().err.split())

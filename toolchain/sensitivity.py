@@ -1,0 +1,73 @@
+"""``python -m toolchain.sensitivity --model deit_s --bits w4a8``: which layers cost the most, the worst first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from calib.errors import IntvitError as CalibError
+from calib.models import load
+from calib.recipes import recipe
+from calib.scheme import parse, require_buildable
+from calib.sensitivity import Sensitivity, sensitivities
+from runtime import cli
+from runtime.errors import IntvitError
+from runtime.files import atomic_write_json
+from runtime.progress import task
+from toolchain.pipeline import Job, images_stage, read_images, stepper
+from toolchain.stages import StageStore, default_store
+
+STEPS = 1_000
+
+
+def main(
+    model: Annotated[
+        str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")
+    ],
+    bits: Annotated[str, typer.Option("--bits", help="Scheme every layer is tried at, alone: w8a8, w4a8, ...")],
+    method: Annotated[str, typer.Option("--method", help="Where the images come from; data-free.")] = "procedural",
+    images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 32,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Weights: a .safetensors, .pt or .pth file, or 'random'.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same figures.")] = 0,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Where images are kept; default ~/.cache/intvit.")
+    ] = None,
+    debug: cli.DebugOption = False,
+) -> None:
+    """Rank the layers of a Vision Transformer by what rounding each alone does to its answers."""
+    try:
+        scheme = parse(bits)
+        require_buildable(scheme)
+        chosen = recipe(method)
+        if not chosen.data_free:
+            raise IntvitError("sensitivity reads no real images", where="--method", next="name a data-free method")
+        job = Job(load(model, checkpoint, seed), scheme, chosen, images, None, None, seed, "cpu", [])
+        pixels = read_images(images_stage(job, StageStore(cache or default_store())), job)
+        with task(f"sensitivity ({scheme})", STEPS) as advance:
+            found = sensitivities(job.loaded.module, scheme, pixels, seed, progress=stepper(advance, STEPS))
+    except CalibError as error:
+        raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error
+    if json_out is not None:
+        atomic_write_json(json_out, [asdict(each) for each in found])
+    _show(found, Console())
+
+
+def _show(found: list[Sensitivity], console: Console) -> None:
+    table = Table("layer", "bits", "weights", "KL, nats", "flips %", "SQNR dB", title="each layer alone in integers")
+    for each in found:
+        width = f"w{each.weight_bits}a{each.act_bits}"
+        figures = (f"{each.divergence:.2e}", f"{each.flips:.1f}", f"{each.sqnr_db:.1f}")
+        table.add_row(each.layer, width, str(each.weights), *figures)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)
