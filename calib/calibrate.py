@@ -24,6 +24,7 @@ from calib.align.inputs import Split, layer_inputs, require_finite, sample
 from calib.align.layer import LayerConfig, LayerRows, quantize_layer
 from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct
 from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, middle_fold, search_fold
+from calib.allocate import choose_bits
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
 from calib.models import ModelSpec
@@ -34,6 +35,7 @@ from calib.quant.surgery import prepare, set_quantized
 from calib.resume import restore, save
 from calib.scheme import Scheme
 
+ALLOCATE_IMAGES = 32  # that choose the bits of each layer, where the scheme leaves them open
 SAVE_EVERY_S = 10.0  # pieces that took less together are done again rather than written to disk
 Progress = Callable[[int, int, str], None]
 
@@ -83,16 +85,23 @@ def calibrate(
     """
     config = config or CalibrateConfig()
     _check(images, spec)
-    student = prepare(model, scheme)
+    clock = Clock()
+    bits: dict[str, int] | None = None
+    report: list[dict[str, Any]] = []
+    if scheme.average is not None:
+        with clock("allocate"):
+            few = images[evenly(len(images), ALLOCATE_IMAGES)]
+            bits, report = choose_bits(model, scheme, few, config.seed, config.batch)
+    student = prepare(model, scheme, bits)
     set_quantized(student, False)
     split = Split.of(len(images))
     float_stream, quant_stream = images, images
     teacher = Teacher(prepare(model, scheme), images, config)
     pieces = list(zip(segments(student), teacher.pieces, strict=True))
-    report: list[dict[str, Any]] = []
-    done = 0 if checkpoints is None else restore(checkpoints, student, report)
+    resumed: list[dict[str, Any]] = []
+    done = 0 if checkpoints is None else restore(checkpoints, student, resumed)
+    report = resumed if done else report
     tell = _Teller(progress, len(pieces), 0 if config.distill is None else config.distill.epochs)
-    clock = Clock()
     saved = time.monotonic()
     for index, (piece, original) in enumerate(pieces):
         tell(index, piece.name)

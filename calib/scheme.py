@@ -1,7 +1,8 @@
 """The recipe grammar: what ``--bits`` means. Parsed once here, printed back the same way everywhere.
 
 ``w<W>a<A>[+attn8][+g<G>][+int]`` with W in 2..8 weight bits, A in 2..8 or 16 activation bits (16 = activations stay
-float), ``+attn8`` for 8-bit attention products, ``+g64`` for weight groups of 64 input channels, ``+int`` for integer
+float), ``auto:<AVG>`` gives each layer 4-bit or 8-bit weights, AVG bits a weight on average, and 8-bit activations.
+``+attn8`` for 8-bit attention products, ``+g64`` for weight groups of 64 input channels, ``+int`` for integer
 softmax, GELU and LayerNorm.
 """
 
@@ -16,6 +17,8 @@ from calib.errors import IntvitError
 COMMON = ("w8a8", "w4a8", "w4a4", "w3a8", "w6a6", "w4a16", "w8a16", "w8a8+attn8", "w4a8+attn8")
 GROUPS = (16, 32, 64, 128)
 _BASE = re.compile(r"w(\d+)a(\d+)")
+_AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)")
+AUTO_LIMITS = (4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Scheme:
         attn_bits: 8 when both attention products are quantized, else None.
         group: input channels that share a weight scale, or None for one scale per output channel.
         integer: True when softmax, GELU and LayerNorm are integer arithmetic too.
+        average: mean bits a weight where each layer gets 4 or 8 of its own; ``weight_bits`` is then the fewest.
     """
 
     weight_bits: int
@@ -35,6 +39,7 @@ class Scheme:
     attn_bits: int | None = None
     group: int | None = None
     integer: bool = False
+    average: float | None = None
 
     @property
     def float_activations(self) -> bool:
@@ -42,7 +47,7 @@ class Scheme:
         return self.act_bits == 16
 
     def __str__(self) -> str:
-        text = f"w{self.weight_bits}a{self.act_bits}"
+        text = f"w{self.weight_bits}a{self.act_bits}" if self.average is None else f"auto:{self.average:g}"
         if self.attn_bits is not None:
             text += f"+attn{self.attn_bits}"
         if self.group is not None:
@@ -57,9 +62,17 @@ def parse(text: str) -> Scheme:
         IntvitError: the text is not in the grammar or a width is out of range; near matches are listed.
     """
     base, *extras = text.strip().lower().split("+")
+    if (automatic := _AUTO.fullmatch(base)) is not None and not extras:
+        average = float(automatic[1])
+        if not AUTO_LIMITS[0] <= average <= AUTO_LIMITS[1]:
+            raise _bad(text, f"an average of 4 to 8 bits a weight can be met with 4 and 8, not {average:g}")
+        return Scheme(4, 8, average=average)
     match = _BASE.fullmatch(base)
     if match is None:
-        raise _bad(text, "a scheme is w<weight bits>a<activation bits>, then options such as +attn8")
+        raise _bad(
+            text,
+            "a scheme is w<weight bits>a<activation bits>, then options such as +attn8; or auto:<average weight bits>",
+        )
     weight_bits, act_bits = int(match[1]), int(match[2])
     if not 2 <= weight_bits <= 8:
         raise _bad(text, f"weights take 2 to 8 bits, not {weight_bits}")

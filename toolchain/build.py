@@ -133,7 +133,7 @@ def main(
     model: Annotated[
         str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")
     ],
-    bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, ...")],
+    bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, ..., or auto:5 for 4 or 8 bits a layer.")],
     method: Annotated[str, typer.Option("--method", help="Where calibration images come from.")] = DEFAULT_METHOD,
     budget: Annotated[
         str, typer.Option("--budget", help="How long calibration may take: " + ", ".join(BUDGETS) + ".")
@@ -178,7 +178,7 @@ def main(
         if eval_data is not None:
             spec = job.loaded.spec
             load_folder(eval_data, Classes(tuple(spec.class_ids), tuple(spec.class_names)))
-        path = out or Path("build") / f"{model}-{job.scheme}"
+        path = out or Path("build") / f"{model}-{job.scheme}".replace(":", "")
         bundle = build(job, path, StageStore(cache or default_store(), force), eval_data, force, console)
     except CalibError as error:
         raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error

@@ -29,6 +29,8 @@ def layer_steps(report: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
         if entry["step"] == "reparameterise":
             put("reparameterise", entry["error_off"], entry["error"], entry["strength"] is not None)
+        elif entry["step"] == "allocate":
+            continue
         elif entry["step"] == "quantize":
             put("round", None, entry["error"])
             if "error_gptq" in entry:

@@ -41,6 +41,8 @@ REAL_CODE = (*MODEL_CODE, "calib/real_images.py")
 CALIBRATE_CODE = (
     *REAL_CODE,
     "calib/align",
+    "calib/allocate.py",
+    "calib/sensitivity.py",
     "calib/calibrate.py",
     "calib/calibrated.py",
     "calib/resume.py",

@@ -19,11 +19,14 @@ from calib.scheme import Scheme
 EMBED_BITS = 8
 
 
-def prepare(model: Network, scheme: Scheme) -> Network:
+def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None = None) -> Network:
     """A copy of ``model`` ready to be calibrated; still float, equal to the original up to rounding.
 
     Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
     moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph.
+
+    Args:
+        weight_bits: of single layers, by name, where they are not the scheme's.
 
     Raises:
         IntvitError: the network uses a timm feature that cannot be lowered; every such feature is named.
@@ -36,7 +39,8 @@ def prepare(model: Network, scheme: Scheme) -> Network:
             act_bits = scheme.act_bits if scheme.float_activations else EMBED_BITS
             replacement: QuantLinear = QuantPatchConv(layer, EMBED_BITS, act_bits)
         else:
-            replacement = QuantLinear(layer.weight, layer.bias, scheme.weight_bits, scheme.act_bits)
+            bits = (weight_bits or {}).get(site.name, scheme.weight_bits)
+            replacement = QuantLinear(layer.weight, layer.bias, bits, scheme.act_bits)
         student.set_submodule(site.name, replacement)
     for name in block_names(student):
         _fold_block(student.get_submodule(name))

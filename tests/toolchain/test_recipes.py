@@ -59,3 +59,11 @@ def test_the_layers_are_reported_when_asked_for(tmp_path: Path, capsys: pytest.C
     assert next(row["layer"] for row in rows if row["step"] == "round") == "patch_embed.proj"
     assert all(row["after_db"] > 0 for row in rows)
     assert "SQNR on held-out images" in capsys.readouterr().out
+
+
+def test_bits_chosen_layer_by_layer_run_as_chosen(tmp_path: Path) -> None:
+    bundle = built(tmp_path, "--bits", "auto:6", "--method", "noise")
+    assert check(bundle).ok and bundle.manifest.scheme == "auto:6"
+    assert {layer.weight_bits for layer in bundle.manifest.layers} == {4, 8}
+    chosen = {row["layer"]: row["weight_bits"] for row in report(bundle) if row["step"] == "allocate"}
+    assert {layer.name: layer.weight_bits for layer in bundle.manifest.layers if layer.name in chosen} == chosen
