@@ -28,8 +28,8 @@ DEFAULT_BUDGET = "default"
 
 # The published methods' own calibration, on our quantizers (per-channel symmetric weights, per-tensor activations, both
 # min-max, no folding but of zero points). PSAQ-ViT calibrates ranges and nothing else; DFQ-ViT adds its correction
-# matrix (here full, towards the float network), MimiQ its distillation; SPDFQ reconstructs blocks (section 3.3: Adam,
-# 4e-5, 100 iterations).
+# towards the float network, here in its additive form (docs/decisions/0009-the-form-of-the-correction.md); MimiQ its
+# distillation; SPDFQ reconstructs blocks (section 3.3: Adam, 4e-5, 100 iterations).
 RANGES = CalibrateConfig(
     layer=LayerConfig(weight_tokens=False, ranges="minmax", correction=CorrectionConfig("none")), fold="shift"
 )
@@ -47,7 +47,7 @@ SPDFQ_LEARNING = ReconstructConfig(
 PUBLISHED: dict[str, CalibrateConfig] = {
     "psaq": RANGES,
     "mimiq": replace(RANGES, distill=DistillConfig()),
-    "dfq-vit": replace(RANGES, layer=replace(RANGES.layer, correction=CorrectionConfig("full", "float"))),
+    "dfq-vit": replace(RANGES, layer=replace(RANGES.layer, correction=CorrectionConfig("bias", "float"))),
     "spdfq": replace(RANGES, reconstruct=SPDFQ_LEARNING),
 }
 

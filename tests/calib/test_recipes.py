@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from calib.align.correction import CorrectionConfig
 from calib.errors import IntvitError
 from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, PUBLISHED, REAL, methods, recipe
 from calib.synthesis.methods import METHODS
@@ -56,7 +57,7 @@ def test_a_published_method_adds_its_own_step_and_no_other() -> None:
     assert mimiq.distill is not None and replace(mimiq, distill=None) == base
     assert spdfq.reconstruct is not None and replace(spdfq, reconstruct=None) == base
     corrected = replace(dfq.layer, correction=base.layer.correction)
-    assert dfq.layer.correction.form == "full" and replace(dfq, layer=corrected) == base
+    assert dfq.layer.correction == CorrectionConfig("bias", "float") and replace(dfq, layer=corrected) == base
 
 
 def test_a_correction_can_be_asked_for_by_name() -> None:

@@ -39,7 +39,7 @@ def test_the_engine_of_every_published_recipe_has_the_integers_of_its_model(
     steps = {row["step"] for row in report(bundle)} - {"reparameterise", "quantize"}
     assert steps == ({OWN_STEP[method]} if OWN_STEP[method] else set())
     assert {row.get("correction") for row in report(bundle) if row["step"] == "quantize"} == (
-        {"full"} if method == "dfq-vit" else {None}
+        {"bias"} if method == "dfq-vit" else {None}
     )
 
 
