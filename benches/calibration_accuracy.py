@@ -23,12 +23,12 @@ from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, write_result
 from benches.synthesis_accuracy import ABLATION, configuration
 from benches.synthesis_sets import get, photographs
+from benches.verbs import chosen
 from calib.calibrate import calibrate
 from calib.models import LoadedModel, load
 from calib.recipes import BUDGETS, REAL, methods, recipe
 from calib.scheme import parse
 from runtime.cli import run
-from runtime.errors import IntvitError
 
 NAME = "calibration_accuracy"
 KEY = ("scheme", "method", "images", "iterations", "budget", "correction", "seed")
@@ -43,10 +43,10 @@ def drawn(count: int, images: int, seed: int) -> Tensor:
 def measure(loaded: LoadedModel, photos: Tensor, labels: Tensor, row: dict[str, Any], device: str) -> dict[str, Any]:
     """Calibrate and run one row: what was asked (``KEY``) with what came of it."""
     made = recipe(row["method"].split(":")[0], row["budget"], row["correction"])
-    chosen = torch.zeros(len(photos), dtype=torch.bool)
+    drawn_here = torch.zeros(len(photos), dtype=torch.bool)
     if made.synthesis is None:
-        chosen[drawn(len(photos), row["images"], row["seed"])] = True
-        data = photos[chosen]
+        drawn_here[drawn(len(photos), row["images"], row["seed"])] = True
+        data = photos[drawn_here]
     else:
         config = replace(configuration(row["method"], row["iterations"]), images=row["images"])
         data = loaded.spec.normalise(get(loaded, config, row["seed"], device).pixels.float())
@@ -73,7 +73,7 @@ def measure(loaded: LoadedModel, photos: Tensor, labels: Tensor, row: dict[str, 
         "block_errors": [[each["before"], each["after"]] for each in blocks],
     }
     if made.synthesis is None:
-        out["unseen_top1"] = 100 * float(hits[~chosen.numpy()].mean())
+        out["unseen_top1"] = 100 * float(hits[~drawn_here.numpy()].mean())
     return out | {"hits": "".join("1" if hit else "0" for hit in hits)}
 
 
@@ -89,18 +89,17 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
 ) -> None:
     """Measure the table, or a part of it."""
-    for given, known in ((names, [*methods(), *ABLATION]), (budgets, list(BUDGETS))):
-        if unknown := set(given.split(",")) - set(known):
-            raise IntvitError(f"unknown name {sorted(unknown)[0]!r}", next="known: " + ", ".join(known))
+    asked = chosen(names, [*methods(), *ABLATION], "--methods")
+    limits = chosen(budgets, list(BUDGETS), "--budgets")
     rows = kept_rows(NAME, force)
     have = {tuple(row.get(field) for field in KEY) for row in rows}
     wanted = [
         (scheme, method, int(count), None if method == REAL else iterations, budget, correction or None, int(seed))
         for seed in seeds.split(",")
         for scheme in schemes.split(",")
-        for method in names.split(",")
+        for method in asked
         for count in images.split(",")
-        for budget in budgets.split(",")
+        for budget in limits
         for correction in corrections.split(",")
     ]
     loaded = load(MODEL, str(CHECKPOINT))

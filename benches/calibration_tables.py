@@ -6,6 +6,9 @@ from collections import defaultdict
 from statistics import mean, stdev
 from typing import Any
 
+from benches.markdown import markdown
+from calib.scheme import parse
+
 Record = dict[str, Any]
 
 
@@ -39,9 +42,8 @@ def accuracy(record: Record) -> str:
         cells.append(_over_seeds([row["top1"] for row in rows]))
         cells += [_over_seeds(unseen), f"{mean(row['calibrate_seconds'] for row in rows):.0f}"]
         lines.append([*cells, f"{max(row['peak_gib'] for row in rows):.1f}"])
-    lines.sort(key=lambda cells: (-_bits(cells[0])[0], -_bits(cells[0])[1], cells[1], int(cells[2]), cells[3:5]))
-    ruler = [":--", ":--", "--:", ":--", ":--", *["--:"] * (len(head) - 5)]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ruler, *lines))
+    lines.sort(key=lambda cells: (*_widest_first(cells[0]), cells[1], int(cells[2]), cells[3:5]))
+    table = markdown(head, lines, left=(0, 1, 3, 4))
     return f"Float top-1 on the same photographs: {record['float_top1']:.1f}.\n\n{table}"
 
 
@@ -50,6 +52,6 @@ def _images(row: Record) -> str:
     return str(row["method"]) + (f", {steps} iterations" if steps else "")
 
 
-def _bits(scheme: str) -> tuple[int, int]:
-    weight, activation = scheme.split("+")[0][1:].split("a")
-    return int(weight), int(activation)
+def _widest_first(text: str) -> tuple[int, int]:
+    scheme = parse(text)
+    return -scheme.weight_bits, -scheme.act_bits

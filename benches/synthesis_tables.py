@@ -6,6 +6,8 @@ from collections import defaultdict
 from statistics import mean, stdev
 from typing import Any
 
+from benches.markdown import markdown
+
 Record = dict[str, Any]
 ORDER = ("noise", "procedural", "psaq", "mimiq", "dfq-vit", "spdfq", "best", "real")
 
@@ -15,11 +17,6 @@ def _spread(values: list[float]) -> str:
     if not values:
         return "–"
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f} ({len(values)})" if len(values) > 1 else "")
-
-
-def _markdown(head: list[str], rows: list[list[str]], left: int) -> str:
-    ruler = [":--" if column < left else "--:" for column in range(len(head))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ruler, *rows))
 
 
 def _rank(method: str) -> tuple[int, str]:
@@ -38,7 +35,7 @@ def accuracy(record: Record) -> str:
         for method, iterations in sorted(cells, key=lambda key: (*_rank(key[0]), key[1]))
     ]
     note = f"Float top-1 on the same photographs: {record['float_top1']:.1f}."
-    return f"{note}\n\n" + _markdown(head, rows, left=1)
+    return f"{note}\n\n" + markdown(head, rows, left=1)
 
 
 def sets(record: Record) -> str:
@@ -61,7 +58,7 @@ def sets(record: Record) -> str:
                 f"{row['seconds']:.0f}",
             ]
         )
-    return _markdown(head, rows, left=1)
+    return markdown(head, rows, left=1)
 
 
 def speed(record: Record) -> str:
@@ -79,4 +76,4 @@ def speed(record: Record) -> str:
         ]
         for row in record["rows"]
     ]
-    return _markdown(head, rows, left=2)
+    return markdown(head, rows, left=2)

@@ -7,13 +7,14 @@ what stands between them is replaced by the table NAME, made from ``benches/resu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benches import calibration_tables, synthesis_tables
+from benches.markdown import markdown
 from benches.record import RESULTS, ROOT, read_result
 from runtime.cli import run
 from runtime.errors import IntvitError
@@ -28,12 +29,6 @@ NOT_MEASURED = "not measured yet"
 def number(value: Any, digits: int = 1) -> str:
     """A figure with a fixed number of decimals; an absent one as a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A markdown table whose first ``left`` columns are aligned left and the others right."""
-    ruler = [":--" if column < left else "--:" for column in range(len(head))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ruler, *rows))
 
 
 def caption(record: Record) -> str:

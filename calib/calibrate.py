@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib.align.distill import DistillConfig, Lesson, distill
-from calib.align.inputs import Split, layer_inputs, require_finite, sample
+from calib.align.inputs import Split, in_batches, layer_inputs, require_finite, sample
 from calib.align.layer import LayerConfig, LayerRows, quantize_layer
 from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct
 from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, middle_fold, search_fold
@@ -105,12 +105,12 @@ def calibrate(
     saved = time.monotonic()
     for index, (piece, original) in enumerate(pieces):
         tell(index, piece.name)
-        wanted = _run(original, float_stream, config.batch)
+        wanted = in_batches(original.run, float_stream, config.batch)
         if index >= done:
             streams = float_stream, quant_stream, wanted
             report += _quantize_piece(student, piece, streams, split, config, index, teacher, clock)
         set_quantized_piece(student, piece, True)
-        float_stream, quant_stream = wanted, _run(piece, quant_stream, config.batch)
+        float_stream, quant_stream = wanted, in_batches(piece.run, quant_stream, config.batch)
         require_finite(quant_stream, piece.name)
         if checkpoints is not None and index >= done and time.monotonic() - saved >= SAVE_EVERY_S:
             save(checkpoints, student, report, index + 1)
@@ -168,7 +168,7 @@ class Teacher:
         self.reach = 0 if config.reconstruct is None else config.reconstruct.suffix
         self.logits = torch.empty(0)
         if self.reach:
-            self.logits = torch.cat([network(chunk) for chunk in images.split(config.batch)])
+            self.logits = in_batches(network, images, config.batch)
 
     def layer_outputs(self, index: int, name: str, stream: Tensor, batch: int) -> Tensor:
         """What layer ``name`` of piece ``index`` gives when the piece reads ``stream`` (B, ...): (T, N)."""
@@ -290,7 +290,3 @@ def set_quantized_piece(student: Network, piece: Segment, on: bool) -> None:
     """Switch the layers of one piece to their integer or float form."""
     for site in piece.sites:
         student.get_submodule(site.name).quantized = on
-
-
-def _run(piece: Segment, stream: Tensor, batch: int) -> Tensor:
-    return torch.cat([piece.run(chunk) for chunk in stream.split(batch)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calib.align.correction import CorrectionConfig
 from calib.align.distill import softened_divergence
-from calib.align.inputs import Split, layer_inputs
+from calib.align.inputs import Split, in_batches, layer_inputs
 from calib.align.layer import LayerConfig, LayerRows, quantize_layer
 from calib.network import Network
 from calib.quant.families import segments
@@ -61,7 +61,7 @@ def sensitivities(
     """
     student = prepare(model, scheme)
     set_quantized(student, False)
-    wanted = _logits(student, images, batch)
+    wanted = in_batches(student, images, batch)
     pieces = list(segments(student))
     total = sum(len(piece.sites) for piece in pieces)
     found: list[Sensitivity] = []
@@ -73,7 +73,7 @@ def sensitivities(
             layer: QuantLinear = student.get_submodule(site.name)
             rows = LayerRows(layer_inputs(student, piece, site.name, stream, batch), split)
             row = quantize_layer(layer, site, rows, PLAIN, torch.Generator().manual_seed(seed))
-            made = _logits(student, images, batch)
+            made = in_batches(student, images, batch)
             layer.quantized = False
             found.append(
                 Sensitivity(
@@ -86,11 +86,7 @@ def sensitivities(
                     flips=100 * float((made.argmax(1) != wanted.argmax(1)).float().mean()),
                 )
             )
-        stream = torch.cat([piece.run(chunk) for chunk in stream.split(batch)])
+        stream = in_batches(piece.run, stream, batch)
     if progress is not None:
         progress(total, total, "")
     return sorted(found, key=lambda each: -each.divergence)
-
-
-def _logits(network: Network, images: Tensor, batch: int) -> Tensor:
-    return torch.cat([network(chunk) for chunk in images.split(batch)]).float()

@@ -92,11 +92,11 @@ def fit_correction(
         form: bias, diag, head (made is then queries, keys and values side by side, N = 3 H d) or full.
         ridge: lambda >= 0, as a share of the mean variance. heads: H, for ``head``. rank: of C - I, for ``full``.
     """
+    if form == "bias":
+        return Correction(torch.ones_like(made[0]), bias_correction(made, target, weighted))
     share = token_weights(target, weighted)
     made_mean, target_mean = share @ made, share @ target
     left, wanted = made - made_mean, target - target_mean
-    if form == "bias":
-        return Correction(torch.ones_like(made_mean), bias_correction(made, target, weighted))
     if form == "full":
         gain = _solve(left, wanted, share, ridge, rank)
         return Correction(gain, target_mean - gain @ made_mean)

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from calib.align.inputs import Split
-from calib.align.rounding import weight_limit
+from calib.align.inputs import Split, in_batches
+from calib.align.rounding import extreme_scale
 from calib.align.trainable import activation_levels, straight_round
 from calib.models import ModelSpec
 from calib.network import Network
@@ -97,13 +97,12 @@ class LsqLinear(nn.Module):
     def __init__(self, layer: QuantLinear) -> None:
         super().__init__()
         self.layer = layer
-        self.limit = weight_limit(layer.weight_bits)
         self.weight = nn.Parameter(layer.weight.clone())
         self.bias = nn.Parameter(layer.bias.clone())
         self.step = None if layer.in_quant is None else nn.Parameter(layer.in_quant.scale.clone())
 
     def _weights(self) -> tuple[Tensor, Tensor]:
-        scale = self.weight.detach().abs().amax(1).clamp_min(1e-8) / self.limit
+        scale = extreme_scale(self.weight.detach(), self.layer.weight_bits)
         return straight_round(self.weight / scale[:, None]), scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,8 +163,8 @@ def distill(
     """
     student, held = lesson.student, lesson.images[lesson.split.held]
     with torch.no_grad():
-        wanted = _logits(lesson.teacher, held, config.batch)
-        start = _logits(student, held, config.batch)
+        wanted = in_batches(lesson.teacher, held, config.batch)
+        start = in_batches(student, held, config.batch)
     best = before = float(softened_divergence(start, wanted, 1.0))
     row = {"step": "distill", "before": before, "agreement_before": _agreement(start, wanted)}
     parts = {site.name: LsqLinear(student.get_submodule(site.name)) for site in sites(student) if site.kind != "embed"}
@@ -176,7 +175,7 @@ def distill(
         with torch.enable_grad():
             for epoch in _epochs(lesson, parts, config, seed):
                 with torch.no_grad():
-                    found = _logits(student, held, config.batch)
+                    found = in_batches(student, held, config.batch)
                 error = float(softened_divergence(found, wanted, 1.0))
                 if error < best:
                     best, row["agreement_after"] = error, _agreement(found, wanted)
@@ -261,7 +260,3 @@ def augmented(images: Tensor, spec: ModelSpec, seed: int) -> Tensor:
 
 def _agreement(made: Tensor, target: Tensor) -> float:
     return 100.0 * float((made.argmax(1) == target.argmax(1)).float().mean())
-
-
-def _logits(network: Network, images: Tensor, batch: int) -> Tensor:
-    return torch.cat([network(chunk) for chunk in images.split(batch)]).float()

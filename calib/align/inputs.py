@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,11 @@ class Split:
         count = int(max(self.fit.max(), self.held.max())) + 1
         images = rows.unflatten(0, (count, -1))
         return images[self.fit].flatten(0, 1), images[self.held].flatten(0, 1)
+
+
+def in_batches(run: Callable[[Tensor], Tensor], values: Tensor, batch: int) -> Tensor:
+    """``run`` on ``values`` (B, ...), ``batch`` of them at a time, as one tensor."""
+    return torch.cat([run(chunk) for chunk in values.split(batch)])
 
 
 class _Reached(Exception):

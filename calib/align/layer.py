@@ -88,16 +88,22 @@ def quantize_layer(
             _put_back(layer, kept)
             report["rejected"].append("gptq")
             rounder = nearest
-    report |= _correct(layer, rows, config, rounder, report["rejected"])
+    report |= _correct(layer, rows, (fit, held), config, rounder, report["rejected"])
     return report
 
 
 def _correct(
-    layer: QuantLinear, rows: LayerRows, config: LayerConfig, rounder: Rounder, rejected: list[str]
+    layer: QuantLinear,
+    rows: LayerRows,
+    inputs: tuple[Tensor, Tensor],
+    config: LayerConfig,
+    rounder: Rounder,
+    rejected: list[str],
 ) -> dict[str, Any]:
     """Correct the layer's output, in place: fold what the search finds, and put it back where the fold does not help.
 
     A correction that mixes rows has the weights rounded again, and the mean error of that taken out of the bias.
+    ``inputs`` are the rows to fit and those held out.
     """
     form = config.correction.form
     if form == "none":
@@ -119,11 +125,11 @@ def _correct(
     layer.bias.copy_(bias)
     if found.mixes:
         layer.set_weights(*rounder(layer.weight))
-        made = layer.integer_output(rows.split.rows(rows.inputs)[0])
+        made = layer.integer_output(inputs[0])
         layer.bias += bias_correction(made, fit_target, config.weight_tokens)
     else:
         layer.weight_scale *= found.gain
-    made = layer.integer_output(rows.split.rows(rows.inputs)[1])
+    made = layer.integer_output(inputs[1])
     report["error_corrected"] = after = relative_error(made, held_target)
     if after >= before:
         _put_back(layer, kept)

@@ -11,6 +11,11 @@ def weight_limit(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
+def extreme_scale(weight: Tensor, bits: int) -> Tensor:
+    """(N,) > 0: the scale that puts the largest weight of every row of (N, K) at the last level."""
+    return weight.abs().amax(1).clamp_min(1e-8) / weight_limit(bits)
+
+
 def search_rounding(weight: Tensor, bits: int, importance: Tensor, steps: int = 20) -> tuple[Tensor, Tensor]:
     """Integer weights and scales that minimise ``sum_j importance_j (w_j - s q_j)^2`` in every row.
 
@@ -23,7 +28,7 @@ def search_rounding(weight: Tensor, bits: int, importance: Tensor, steps: int = 
         levels (N, K) int8 in -limit..limit, scale (N,) float32 > 0.
     """
     limit = weight_limit(bits)
-    full = weight.abs().amax(1).clamp_min(1e-8) / limit
+    full = extreme_scale(weight, bits)
     best_error = torch.full_like(full, float("inf"))
     best_scale = full.clone()
     for fraction in torch.linspace(1.0, 0.8 if bits >= 8 else 0.5, steps).tolist():
@@ -39,8 +44,7 @@ def search_rounding(weight: Tensor, bits: int, importance: Tensor, steps: int = 
 
 def extreme_rounding(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Integer weights (N, K) int8 and scales (N,) with the scale of every row from its largest weight."""
-    limit = weight_limit(bits)
-    scale = weight.abs().amax(1).clamp_min(1e-8) / limit
+    limit, scale = weight_limit(bits), extreme_scale(weight, bits)
     return torch.clamp(torch.round(weight / scale[:, None]), -limit, limit).to(torch.int8), scale
 
 

@@ -36,9 +36,9 @@ def test_128_images_of_best_in_ten_minutes_and_believed(network: LoadedModel) ->
     assert len(torch.unique(made.images.flatten(1), dim=0)) == 128
 
 
-@pytest.mark.parametrize("method", ["psaq", "mimiq", "dfq-vit", "spdfq"])
-def test_published_methods_are_believed(method: str, network: LoadedModel) -> None:
-    """Eight images and a tenth of the published iterations; more of either only helps."""
+@pytest.mark.parametrize(("method", "share"), [("psaq", 10), ("mimiq", 4), ("dfq-vit", 10), ("spdfq", 10)])
+def test_published_methods_are_believed(method: str, share: int, network: LoadedModel) -> None:
+    """Eight images and a tenth of the published iterations (``mimiq``, from noise at a low rate: a quarter)."""
     config = METHODS[method]
-    short = with_iterations(replace(config, images=8), config.iterations // 10)
+    short = with_iterations(replace(config, images=8), config.iterations // share)
     assert agreement(network, synthesise(network.module, network.spec, short, seed=0)) >= 7 / 8
