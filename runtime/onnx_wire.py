@@ -29,7 +29,7 @@ from runtime.wire import (
 FLOAT, UINT8, INT8 = 1, 2, 3
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_DOMAIN = 1, 2, 3, 4, 7
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 2, 5, 8, 9, 14
 
 CutTo: TypeAlias = tuple[str, int, Sequence["int | str"]]
@@ -37,13 +37,17 @@ CutTo: TypeAlias = tuple[str, int, Sequence["int | str"]]
 
 @dataclass(frozen=True)
 class Node:
-    """One operator: ``domain`` is empty for the standard operators; missing optional inputs are empty names."""
+    """One operator: ``domain`` is empty for the standard operators; missing optional inputs are empty names.
+
+    ``attributes`` are the serialised AttributeProto messages, sorted, so that equal attributes compare equal.
+    """
 
     op_type: str
     name: str
     domain: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    attributes: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _numbers(kind: int, value: int, payload: memoryview) -> list[int]:
 
 
 def _node(data: memoryview) -> Node:
-    inputs, outputs, name, op_type, domain = [], [], "", "", ""
+    inputs, outputs, attributes, name, op_type, domain = [], [], [], "", "", ""
     for number, kind, _, payload in fields(data):
         if kind != BYTES:
             continue
@@ -124,7 +128,10 @@ def _node(data: memoryview) -> Node:
             op_type = text(payload)
         elif number == _NODE_DOMAIN:
             domain = text(payload)
-    return Node(op_type, name, "" if domain == "ai.onnx" else domain, tuple(inputs), tuple(outputs))
+        elif number == _NODE_ATTRIBUTE:
+            attributes.append(bytes(payload))
+    domain = "" if domain == "ai.onnx" else domain
+    return Node(op_type, name, domain, tuple(inputs), tuple(outputs), tuple(sorted(attributes)))
 
 
 def _initializer(data: memoryview) -> Initializer:

@@ -25,13 +25,14 @@ from typer import Exit
 
 from runtime import cli, machine
 from runtime.backends.base import backend_class, open_engine
-from runtime.backends.ort import make_session, optimized_bytes, refuse_external
+from runtime.backends.ort import optimized_bytes, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from runtime.golden import Golden
 from runtime.onnx_wire import cut, read_graph, with_extra_outputs
 from runtime.quantizers import Quantizer, locate
+from runtime.rungs import golden_feeds, levels_apart, run_ort
 
 MAX_LSB = 1
 MAX_MISMATCH_PERCENT = 0.1
@@ -98,12 +99,8 @@ def compare(quantizer: Quantizer, engine: npt.NDArray[np.generic], golden: Golde
     Raises:
         IntvitError: the shapes differ.
     """
-    reference = golden.taps[quantizer.tap.golden]
-    if engine.shape != reference.shape:
-        why = f"engine {engine.shape}, golden {reference.shape}"
-        raise IntvitError("a tap has another shape in the engine", where=quantizer.tap.name, why=why)
-    difference = np.abs(quantizer.to_reference(engine) - reference.astype(np.int16))
-    return int(difference.max()), 100.0 * float((difference != 0).mean())
+    reference = golden.taps[quantizer.tap.golden].astype(np.int16)
+    return levels_apart(quantizer.tap.name, quantizer.to_reference(engine), reference)
 
 
 def _run(
@@ -111,12 +108,8 @@ def _run(
 ) -> dict[str, Any]:
     """The logits and every tap's tensor, by name."""
     where = str(bundle.file("graph", "ort"))
-    session = make_session(model, threads=threads, optimize=False, where=where)
     names = list(dict.fromkeys([bundle.manifest.output_name, *(quantizer.tensor for quantizer in quantizers)]))
-    try:
-        return dict(zip(names, session.run(names, feeds), strict=True))
-    except Exception as error:
-        raise IntvitError("ONNX Runtime failed while running", where=where, why=str(error)) from error
+    return run_ort(model, names, feeds, threads=threads, where=where)
 
 
 def _failures(taps: list[TapParity], logits_db: float, free_db: float, quantization_db: float) -> list[str]:
@@ -181,15 +174,7 @@ def _run_aligned(
     exposed: bytes, bundle: Bundle, golden: Golden, quantizers: list[Quantizer], threads: int
 ) -> dict[str, Any]:
     """:func:`_run` with every tap's readers fed the golden integers."""
-    feeds: dict[str, Any] = {bundle.manifest.input_name: golden.images}
-    cuts = {}
-    for index, quantizer in enumerate(quantizers):
-        if quantizer.tensor in cuts:
-            continue
-        reference = golden.taps[quantizer.tap.golden]
-        name = f"intvit_golden_{index}"
-        cuts[quantizer.tensor] = (name, quantizer.elem_type, reference.shape)
-        feeds[name] = quantizer.from_reference(reference)
+    cuts, feeds = golden_feeds(bundle, golden, quantizers)
     return _run(cut(exposed, cuts), bundle, feeds, quantizers, threads)
 
 
