@@ -23,9 +23,9 @@ from runtime.bundle import Bundle
 from runtime.golden import Golden
 from runtime.onnx_wire import INT8
 from runtime.operations import operations
-from runtime.parity import MAX_LSB, MAX_MISMATCH_PERCENT, MIN_LOGITS_SQNR_DB, TapParity, sqnr_db
+from runtime.parity import MAX_LSB, MAX_MISMATCH_PERCENT, MIN_LOGITS_SQNR_DB, TapParity, require_taps, sqnr_db
 from runtime.quantizers import Quantizer
-from runtime.rungs import RUNGS, Model, Rung, Tensors, levels_apart, open_rung
+from runtime.rungs import Model, Rung, Tensors, levels_apart, open_rung, rungs_of
 
 FLOAT, FAKE_QUANT = "float", "fake-quant"
 NETWORK = "the trained network"
@@ -147,12 +147,14 @@ class _Trace:
     model: Model | None = None
 
 
-def climb(bundle: Bundle, *, threads: int | None = None, rungs: Sequence[Rung] = RUNGS) -> Ladder:
+def climb(bundle: Bundle, *, backend: str = "ort", threads: int | None = None) -> Ladder:
     """Run every rung on the golden images and compare it with the one before.
 
     Raises:
         IntvitError: the bundle lacks a rung's graph, a tap is not in one, or one does not load or run.
     """
+    require_taps(bundle)
+    rungs = rungs_of(backend)
     golden, used = bundle.golden(), threads or machine.available_cores()
     steps = list(_float_steps(bundle, golden, used))
     taps = [Quantizer(tap, tap.golden, INT8, 0) for tap in bundle.manifest.taps]

@@ -1,5 +1,7 @@
 """``python -m runtime.parity BUNDLE``: does the engine compute what was calibrated, integer by integer?
 
+``--ladder`` (:mod:`runtime.ladder`) and ``--find`` (:mod:`runtime.find`) say where it does not.
+
 The integers are those of the graph ONNX Runtime really executes: its optimized form, every tap exposed, loaded with
 the optimizer off so that the fused kernels stay. Two comparisons with the golden vectors:
 
@@ -15,13 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
-from typer import Exit
+from typer import Exit, Option
 
 from runtime import cli, machine
 from runtime.backends.base import backend_class, open_engine
@@ -32,7 +34,7 @@ from runtime.files import atomic_write_json
 from runtime.golden import Golden
 from runtime.onnx_wire import cut, read_graph, with_extra_outputs
 from runtime.quantizers import Quantizer, locate
-from runtime.rungs import golden_feeds, levels_apart, run_ort
+from runtime.rungs import golden_feeds, levels_apart, run_ort, rung
 
 MAX_LSB = 1
 MAX_MISMATCH_PERCENT = 0.1
@@ -131,6 +133,16 @@ def _failures(taps: list[TapParity], logits_db: float, free_db: float, quantizat
     return lines
 
 
+def require_taps(bundle: Bundle) -> None:
+    """Refuse a bundle whose layers are integer and whose manifest names no integers to compare.
+
+    Raises:
+        IntvitError: as said.
+    """
+    if not bundle.manifest.taps and any(layer.activation_bits <= 8 for layer in bundle.manifest.layers):
+        raise IntvitError("the manifest names no taps: nothing to compare", where=str(bundle.root))
+
+
 def check(bundle: Bundle, *, backend: str = "ort", threads: int | None = None) -> Parity:
     """Compare the engine with the golden vectors at every tap and at the logits.
 
@@ -138,14 +150,13 @@ def check(bundle: Bundle, *, backend: str = "ort", threads: int | None = None) -
         IntvitError: a tap is not in the executed graph, or the graph does not load or run.
     """
     backend_class(backend)
+    require_taps(bundle)
     path, golden = bundle.file("graph", "ort"), bundle.golden()
     used = threads or machine.available_cores()
     plain = path.read_bytes()
     refuse_external(plain, str(path))
     executed = optimized_bytes(plain, where=str(path))
     quantizers = locate(bundle.manifest.taps, read_graph(plain), read_graph(executed), where=str(path))
-    if not quantizers and any(layer.activation_bits <= 8 for layer in bundle.manifest.layers):
-        raise IntvitError("the manifest names no taps: nothing to compare", where=str(bundle.root))
     exposed = with_extra_outputs(executed, [quantizer.tensor for quantizer in quantizers])
     images = {bundle.manifest.input_name: golden.images}
 
@@ -204,15 +215,40 @@ def main(
     backend: cli.BackendOption = "ort",
     json: cli.JsonOption = None,
     threads: cli.ThreadsOption = None,
+    ladder: Annotated[bool, Option("--ladder", help="Compare every rung with the one before.")] = False,
+    find: Annotated[bool, Option("--find", help="Name the first node at which two rungs part.")] = False,
+    between: Annotated[tuple[str, str], Option("--between", metavar="RUNG RUNG", help="The two rungs of --find.")] = (
+        "dialect",
+        "engine",
+    ),
+    tolerance: Annotated[
+        float, Option("--tolerance", min=0, help="Of --find: largest difference over a tensor's largest value.")
+    ] = 1e-4,
     debug: cli.DebugOption = False,
 ) -> None:
     """Compare the engine's integers and logits with the golden vectors; exit code 1 when they are not the same."""
-    opened = Bundle.open(bundle)
-    result = check(opened, backend=backend, threads=threads)
-    show(result, Console())
+    from runtime import find as search
+    from runtime import ladder as rungs  # both measure with this module's functions and limits
+
+    opened, console = Bundle.open(bundle), Console()
+    record: dict[str, Any] = {"backend": backend, "bundle": opened.sha256}
+    if not (ladder or find):
+        result = check(opened, backend=backend, threads=threads)
+        show(result, console)
+        record |= result.to_json()
+    if ladder:
+        climbed = rungs.climb(opened, backend=backend, threads=threads)
+        rungs.show(climbed, console)
+        record |= climbed.to_json()
+    if find:
+        upper, lower = (rung(name, backend) for name in between)
+        found = search.find(opened, upper, lower, tolerance=tolerance, threads=threads)
+        search.show(found, console)
+        record["find"] = found.to_json()
+        record["ok"] = record.get("ok", True) and found.first is None
     if json is not None:
-        atomic_write_json(json, {**result.to_json(), "backend": backend, "bundle": opened.sha256})
-    if not result.ok:
+        atomic_write_json(json, record)
+    if not record["ok"]:
         raise Exit(1)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from runtime.backends.base import backend_class
 from runtime.backends.ort import compiled_engine, make_session, optimized_bytes, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
@@ -52,6 +53,7 @@ class Rung:
     Attributes:
         name: short, for tables and ``--between``.
         what: what it is, in a few words.
+        backend: whose ladder it belongs to; empty for every one's.
         stored: the graph of the bundle it is, or is made from.
         executed: the bytes that run, made from the stored ones.
         run: what runs them.
@@ -62,6 +64,7 @@ class Rung:
 
     name: str
     what: str
+    backend: str
     stored: Callable[[Bundle], bytes]
     executed: Callable[[Bundle, bytes], bytes] = lambda bundle, stored: stored
     run: Runner = run_ort
@@ -93,23 +96,35 @@ def _engine(bundle: Bundle, stored: bytes) -> bytes:
 
 
 RUNGS: tuple[Rung, ...] = (
-    Rung("canonical", "the canonical graph, ONNX Runtime's optimizer off", _canonical, shifted=True),
-    Rung("dialect", "ONNX Runtime's dialect, optimizer off", _dialect, exact=True),
-    Rung("engine", "what ONNX Runtime executes", _dialect, _engine),
+    Rung("canonical", "the canonical graph, ONNX Runtime's optimizer off", "", _canonical, shifted=True),
+    Rung("dialect", "ONNX Runtime's dialect, optimizer off", "ort", _dialect, exact=True),
+    Rung("engine", "what ONNX Runtime executes", "ort", _dialect, _engine),
 )
 
 
-def rung(name: str) -> Rung:
-    """The rung of that name.
+def rungs_of(backend: str) -> tuple[Rung, ...]:
+    """The rungs from the canonical graph to a backend's engine.
+
+    Raises:
+        IntvitError: the backend is unknown or has no rungs.
+    """
+    backend_class(backend)
+    if not any(one.backend == backend for one in RUNGS):
+        why = f"backends with rungs: {', '.join(sorted({one.backend for one in RUNGS} - {''}))}"
+        raise IntvitError(f"the ladder does not reach backend {backend!r}", where="--backend", why=why)
+    return tuple(one for one in RUNGS if one.backend in ("", backend))
+
+
+def rung(name: str, backend: str = "ort") -> Rung:
+    """The rung of that name on a backend's ladder.
 
     Raises:
         IntvitError: there is none.
     """
-    for one in RUNGS:
-        if one.name == name:
-            return one
-    why = f"rungs: {', '.join(one.name for one in RUNGS)}"
-    raise IntvitError(f"unknown rung {name!r}", where="--between", why=why)
+    found = {one.name: one for one in rungs_of(backend)}
+    if name not in found:
+        raise IntvitError(f"unknown rung {name!r}", where="--between", why=f"rungs: {', '.join(found)}")
+    return found[name]
 
 
 @dataclass(frozen=True)
@@ -167,6 +182,11 @@ def open_rung(one: Rung, bundle: Bundle) -> Model:
     return Model(one, bundle, where, data, graph, locate(taps, read_graph(stored), graph, where=where))
 
 
+def golden_input(index: int) -> str:
+    """The graph input that feeds the golden integers of the tap at ``index`` to its readers."""
+    return f"intvit_golden_{index}"
+
+
 def golden_feeds(
     bundle: Bundle, golden: Golden, quantizers: Sequence[Quantizer]
 ) -> tuple[dict[str, CutTo], dict[str, Any]]:
@@ -181,7 +201,7 @@ def golden_feeds(
         if quantizer.tensor in cuts:
             continue
         reference = golden.taps[quantizer.tap.golden]
-        name = f"intvit_golden_{index}"
+        name = golden_input(index)
         cuts[quantizer.tensor] = (name, quantizer.elem_type, reference.shape)
         feeds[name] = quantizer.from_reference(reference)
     return cuts, feeds
