@@ -2,13 +2,14 @@
 
 Both graphs are cut at their taps and fed the golden integers. Every tensor that has the same name in both can be
 compared; what lies between two such tensors is one step, even where one graph does it in a single fused kernel. First
-the ends of the segments, which are what each tap quantizes, are compared in order. Then the steps that lead to the
-first wrong end are bisected. At each cut through them only the tensors that cross it are compared, so a few tensors are
-held at a time. What is left in the end is a tensor beyond tolerance whose inputs are all within.
+the ends of the segments, which are what each tap quantizes and where the graph forks, are compared in order. Then the
+steps that lead to the first wrong end are bisected. At each cut through them only the tensors that cross it are
+compared, so a few tensors are held at a time. What is left is a tensor beyond tolerance whose inputs are all within.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -127,9 +128,10 @@ class _Bisection:
         return None
 
     def _ends(self) -> list[int]:
-        """Taps and what they are made of, and the outputs: an error of a segment shows at its end."""
-        read = {parent for parents in self.parents for parent in parents}
-        ends = {index for index, item in enumerate(self.items) if item.tap is not None or index not in read}
+        """Taps and what they are made of, the outputs, and the forks, such as the residual stream: an error shows at
+        one of them. Not always at a tap: LayerNormalization removes a constant that was added to every channel."""
+        readers = Counter(parent for parents in self.parents for parent in parents)
+        ends = {index for index, item in enumerate(self.items) if item.tap is not None or readers[index] != 1}
         return sorted(ends | {parent for index in ends for parent in self.parents[index]})
 
     def _bisect(self, bad: int) -> int:

@@ -219,15 +219,15 @@ def _same_operations(below: Model | None, above: Model | None) -> set[str]:
 def show(result: Ladder, console: Console) -> None:
     """Print the rungs, the taps' LSB by rung, and where two models part."""
     rungs = Table(title="the parity ladder: each rung against the one before, fed golden integers")
-    for column in ("rung", "against", "logits dB", "free dB", "max LSB", "differ %", "exact taps", "must be"):
-        rungs.add_column(column, justify="left" if column in ("rung", "against") else "right")
+    for column in ("rung", "logits dB", "free dB", "max LSB", "differ %", "exact taps", "must be"):
+        rungs.add_column(column, justify="left" if column == "rung" else "right", no_wrap=True)
     for step in result.steps:
         cells = [f"{step.logits_sqnr_db:.1f}", f"{step.free_logits_sqnr_db:.1f}", "", "", "", ""]
         if step.taps:
             worst, rate = max(t.max_lsb for t in step.taps), max(t.mismatch_rate for t in step.taps)
             exact, must = sum(t.exact for t in step.taps), sum(t.must_be_exact for t in step.taps)
             cells[2:] = [str(worst), f"{rate:.4f}", f"{exact} of {len(step.taps)}", str(must)]
-        rungs.add_row(step.rung, step.against, *cells, style="red" if step.parts_at else None)
+        rungs.add_row(step.rung, *cells, style="red" if step.parts_at else None)
     console.print(rungs)
     with_taps = [step for step in result.steps if step.taps]
     if with_taps:

@@ -15,7 +15,10 @@ from torch import nn
 from calib.calibrated import CalibratedModel
 from calib.models import ModelSpec
 from runtime.bundle import Bundle
+from runtime.find import find
+from runtime.ladder import climb
 from runtime.parity import check, sqnr_db
+from runtime.rungs import rung
 from tests.toolchain.nets import alter_graph, calibrated, digits, noise, run, spec_of, swin, vit, write_bundle
 from toolchain.graph import canonical_graph
 from toolchain.passes.match import set_constant
@@ -125,6 +128,22 @@ def test_every_rung_of_the_ladder_agrees(made: Callable[[str, str], Made], netwo
         assert sqnr_db(fake_quant, logits) > 35, name
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_ladder_parts_nowhere(made: Callable[[str, str], Made], network: str, scheme: str) -> None:
+    """Canonical graph and dialect are the same bits wherever the pass moved no operation; find sees nothing either."""
+    bundle = Bundle.open(made(network, scheme).folder)
+    result = climb(bundle, threads=1)
+    assert result.ok, result.verdict
+    dialect = next(step for step in result.steps if step.rung == "dialect")
+    must = [tap for tap in dialect.taps if tap.must_be_exact]
+    shifted = sum(tap.zero_point != 0 for tap in bundle.manifest.taps)
+    assert 0 < shifted < len(must) < len(dialect.taps)
+    assert all(tap.exact for tap in must)
+    for upper, lower in (("canonical", "dialect"), ("dialect", "engine")):
+        assert find(bundle, rung(upper), rung(lower), threads=1).first is None
+
+
 def spoiled(folder: Path, tmp_path: Path, change: Callable[[ir.Model], None]) -> Bundle:
     return alter_graph(Path(shutil.copytree(folder, tmp_path / "bundle")), change)
 
@@ -153,6 +172,23 @@ def change_one_weight(model: ir.Model) -> None:
 def test_a_fault_in_the_graph_is_seen(
     made: Callable[[str, str], Made], tmp_path: Path, fault: Callable[[ir.Model], None]
 ) -> None:
-    result = check(spoiled(made("vit_digits", "w8a8").folder, tmp_path, fault), threads=1)
+    bundle = spoiled(made("vit_digits", "w8a8").folder, tmp_path, fault)
+    result = check(bundle, threads=1)
     assert not result.ok
     assert result.failures
+    assert climb(bundle, threads=1).verdict.startswith("dialect parts from canonical")
+
+
+def test_find_steps_over_a_folded_shift(made: Callable[[str, str], Made], tmp_path: Path) -> None:
+    """Where a shift became a zero point its layer's products differ on purpose; the fault behind them is named."""
+
+    def wrong_bias(model: ir.Model) -> None:
+        value = model.graph.initializers["blocks.1.mlp.fc2.bias"]
+        assert value.const_value is not None
+        set_constant(value, value.const_value.numpy() * np.float32(1.1))
+
+    bundle = spoiled(made("vit_digits", "w4a4").folder, tmp_path, wrong_bias)
+    assert {tap.name: tap.zero_point for tap in bundle.manifest.taps}["blocks.1.mlp.fc2"] != 0
+    for lower in ("dialect", "engine"):
+        first = find(bundle, rung("canonical"), rung(lower), threads=1).first
+        assert first is not None and first.node == "blocks.1.mlp.fc2/Add"
