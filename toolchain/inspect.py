@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
+from typer import Option
 
 from runtime import cli
 from runtime.backends.ort import optimized_bytes
@@ -15,6 +16,7 @@ from runtime.execution import INTEGER_KERNELS, execution, warnings
 from runtime.files import atomic_write_json
 from runtime.manifest import Layer
 from runtime.onnx_wire import INT8, UINT8, Graph, Node, read_graph
+from toolchain import profile as profiling
 
 TARGET = "ort"
 TYPES = {INT8: "s8", UINT8: "u8"}
@@ -135,13 +137,24 @@ def _show(found: Inspection, console: Console) -> None:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
 
 
-def main(bundle: cli.BundleArgument, json: cli.JsonOption = None, debug: cli.DebugOption = False) -> None:
+def main(
+    bundle: cli.BundleArgument,
+    json: cli.JsonOption = None,
+    profile: Annotated[bool, Option("--profile", help="Also run it under ONNX Runtime's profiler.")] = False,
+    batch: Annotated[int, Option("--batch", min=1, help="Images a profiled run.")] = 1,
+    threads: cli.ThreadsOption = None,
+    debug: cli.DebugOption = False,
+) -> None:
     """Show, layer by layer, how weights are stored and which kernel runs, read from the optimized graph."""
     opened = Bundle.open(bundle)
     found = inspect(opened)
+    timed = profiling.profile(opened, _executing, batch=batch, threads=threads) if profile else None
     if json is not None:
-        atomic_write_json(json, found.to_json() | {"bundle": opened.sha256})
+        times = {} if timed is None else {"profile": timed.to_json()}
+        atomic_write_json(json, found.to_json() | {"bundle": opened.sha256} | times)
     _show(found, Console())
+    if timed is not None:
+        profiling.show(timed, Console())
 
 
 if __name__ == "__main__":
