@@ -18,7 +18,7 @@ from runtime.errors import IntvitError
 from runtime.files import atomic_path
 from runtime.parity import MAX_MISMATCH_PERCENT, MIN_LOGITS_SQNR_DB
 
-FLOOR = 1e-4  # percent; a tap with no mismatch is drawn here, for a logarithmic axis has no zero
+FLOOR = 1e-6  # percent; a tap with no mismatch is drawn here, for a logarithmic axis has no zero
 
 
 def plot(ladder: dict[str, Any], path: Path) -> None:
@@ -50,7 +50,7 @@ def plot(ladder: dict[str, Any], path: Path) -> None:
     above.set_ylim(FLOOR / 2, 200)
     above.axhline(MAX_MISMATCH_PERCENT, color="grey", linestyle="--", linewidth=1, label="limit")
     above.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-    above.set_ylabel("values that differ, % (aligned)")
+    above.set_ylabel(f"values that differ, % (aligned; {FLOOR:g}: none)")
     above.legend(fontsize=7)
     places = range(len(rungs))
     for key, label, offset in (("logits_sqnr_db", "aligned", -0.2), ("free_logits_sqnr_db", "free run", 0.2)):
@@ -59,7 +59,8 @@ def plot(ladder: dict[str, Any], path: Path) -> None:
     below.axhline(MIN_LOGITS_SQNR_DB, color="grey", linestyle="--", linewidth=1)
     below.set_xticks(places, [rung["rung"] for rung in rungs])
     below.set_ylabel("logits SQNR to the rung before, dB")
-    below.legend(fontsize=7)
+    below.set_ylim(top=1.25 * below.get_ylim()[1])
+    below.legend(fontsize=7, loc="upper right", ncols=2)
     figure.suptitle(ladder["verdict"], fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
