@@ -19,10 +19,9 @@ from rich.console import Console
 from runtime import machine
 from runtime.bundle import Bundle
 from runtime.comparable import Compared, CutModel, Item, changed_constants, comparable, compared
-from runtime.parity import MAX_LSB, MAX_MISMATCH_PERCENT
+from runtime.parity import MAX_LSB, MAX_MISMATCH_PERCENT, TOLERANCE
 from runtime.rungs import Rung, golden_input, open_rung
 
-TOLERANCE = 1e-4  # float32 sums in another order differ by 1e-6 of the largest value, a weight off by a level by 1e-3
 AT_A_TIME = 8
 
 

@@ -17,7 +17,7 @@ from calib.models import ModelSpec
 from runtime.bundle import Bundle
 from runtime.find import find
 from runtime.ladder import climb
-from runtime.parity import check, sqnr_db
+from runtime.parity import check
 from runtime.rungs import rung
 from tests.toolchain.nets import alter_graph, calibrated, digits, noise, run, spec_of, swin, vit, write_bundle
 from toolchain.graph import canonical_graph
@@ -112,26 +112,11 @@ def test_int4_in_the_file_is_the_same_numbers_as_int8_in_the_file(
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_rung_of_the_ladder_agrees(made: Callable[[str, str], Made], network: str, scheme: str) -> None:
-    """Float sums in another order flip a rounding now and then; that is far below what quantization itself costs."""
-    model = made(network, scheme).model
-    images = noise(model.spec, 4, seed=3)
-    feeds = {"images": images.numpy()}
-    canonical = canonical_graph(model)
-    fake_quant = model.logits(images).numpy()
-    rungs = {
-        "canonical": run(canonical, feeds, optimize=False),
-        "dialect": run(ort.lower(canonical), feeds, optimize=False),
-        "engine": run(ort.lower(canonical), feeds, optimize=True),
-    }
-    for name, logits in rungs.items():
-        assert sqnr_db(fake_quant, logits) > 35, name
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("network", NETWORKS)
 def test_the_ladder_parts_nowhere(made: Callable[[str, str], Made], network: str, scheme: str) -> None:
-    """Canonical graph and dialect are the same bits wherever the pass moved no operation; find sees nothing either."""
+    """Canonical graph and dialect are the same bits wherever the pass moved no operation; find sees nothing either.
+
+    Float sums in another order flip a rounding now and then; free runs stay far closer than quantization is to float.
+    """
     bundle = Bundle.open(made(network, scheme).folder)
     result = climb(bundle, threads=1)
     assert result.ok, result.verdict
@@ -140,6 +125,7 @@ def test_the_ladder_parts_nowhere(made: Callable[[str, str], Made], network: str
     shifted = sum(tap.zero_point != 0 for tap in bundle.manifest.taps)
     assert 0 < shifted < len(must) < len(dialect.taps)
     assert all(tap.exact for tap in must)
+    assert all(step.free_logits_sqnr_db > 35 for step in result.steps if step.judged)
     for upper, lower in (("canonical", "dialect"), ("dialect", "engine")):
         assert find(bundle, rung(upper), rung(lower), threads=1).first is None
 

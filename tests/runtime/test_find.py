@@ -11,17 +11,17 @@ import onnx
 import pytest
 
 from runtime import cli
-from runtime import find as search
 from runtime import parity as verb
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.find import AT_A_TIME, FirstNode, find
+from runtime.parity import TOLERANCE
 from runtime.rungs import Model, rung
 from tests.runtime.planted import CANONICAL, DIALECT, Change, attribute, number, plant, plant_in_engine
 from tests.runtime.tiny import Spec, make_bundle
 
 
-def looked_for(bundle: Bundle, upper: str, lower: str, tolerance: float = search.TOLERANCE) -> FirstNode | None:
+def looked_for(bundle: Bundle, upper: str, lower: str, tolerance: float = TOLERANCE) -> FirstNode | None:
     return find(bundle, rung(upper), rung(lower), tolerance=tolerance, threads=1).first
 
 
@@ -62,7 +62,7 @@ def test_a_changed_node_of_the_dialect(
     first = looked_for(bundle, "canonical", "dialect")
     assert first is not None
     assert (first.node, first.op_type, set(first.constants)) == (node, op_type, constants)
-    assert not first.tensor.within and first.tensor.largest > 0 and first.tensor.relative > search.TOLERANCE
+    assert not first.tensor.within and first.tensor.largest > 0 and first.tensor.relative > TOLERANCE
     assert all(one.within for one in first.inputs) and not first.fused
     assert looked_for(bundle, "dialect", "engine") is None  # the fault is above
 
