@@ -170,7 +170,7 @@ class _Bisection:
             node=node.name,
             op_type=node.op_type,
             tensor=self.seen[index],
-            kernel=" ".join(filter(None, (kernel.op_type, kernel.name, f"({kernel.domain})" if kernel.domain else ""))),
+            kernel=f"{kernel.op_type} {kernel.name!r}" + (f" ({kernel.domain})" if kernel.domain else ""),
             fused=() if same else tuple(f"{one.op_type} {one.name}" for one in nodes),
             kernels=() if same else tuple(f"{one.op_type} {one.name}" for one in kernels),
             inputs=tuple(self.seen[parent] for parent in self.parents[index]),
@@ -194,11 +194,13 @@ def show(found: Search, console: Console) -> None:
     if node is None:
         say("no node is beyond tolerance", "bold green")
         return
-    say(f"first node beyond tolerance: {node.op_type} {node.node!r}", "bold red")
-    say(f"  its output {node.tensor}")
     if node.fused:
-        done, by = ", ".join(node.fused), ", ".join(node.kernels)
-        say(f"  {found.lower} makes it with {node.kernel}: {by} in place of {done}")
+        say(f"first node beyond tolerance: {found.lower}'s {node.kernel}", "bold red")
+        by, done = ", ".join(node.kernels), ", ".join(node.fused)
+        say(f"  {found.lower} does in {by} what {found.upper} does in {done}")
+    else:
+        say(f"first node beyond tolerance: {node.op_type} {node.node!r}", "bold red")
+    say(f"  its output {node.tensor}")
     for line in node.inputs:
         say(f"  input {line}")
     for name in node.golden:

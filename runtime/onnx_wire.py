@@ -6,9 +6,10 @@ Scan are not looked into; the graphs of a bundle have none.
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
@@ -26,10 +27,12 @@ from runtime.wire import (
     text_field,
 )
 
-FLOAT, UINT8, INT8 = 1, 2, 3
-_MODEL_GRAPH = 7
+FLOAT, UINT8, INT8, INT64 = 1, 2, 3, 7
+_MODEL_GRAPH, _MODEL_OPSET = 7, 8
+_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+_ATTR_NAME, _ATTR_INT, _ATTR_INTS = 1, 3, 8
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 2, 5, 8, 9, 14
 
 CutTo: TypeAlias = tuple[str, int, Sequence["int | str"]]
@@ -39,7 +42,8 @@ CutTo: TypeAlias = tuple[str, int, Sequence["int | str"]]
 class Node:
     """One operator: ``domain`` is empty for the standard operators; missing optional inputs are empty names.
 
-    ``attributes`` are the serialised AttributeProto messages, sorted, so that equal attributes compare equal.
+    ``attributes`` are the serialised AttributeProto messages, sorted, so that equal attributes compare equal;
+    ``integers`` are the integer ones among them, single ones as one number, by name.
     """
 
     op_type: str
@@ -48,6 +52,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: tuple[bytes, ...] = ()
+    integers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,12 @@ class Initializer:
     raw: memoryview
     int32_data: tuple[int, ...]
     external: bool
+
+    def integers(self) -> tuple[int, ...]:
+        """The values of an int64 tensor stored raw; empty for any other."""
+        if self.data_type != INT64:
+            return ()
+        return struct.unpack(f"<{len(self.raw) // 8}q", self.raw)
 
     def scalar(self) -> int | None:
         """The first value of an int8 or uint8 tensor, None for any other tensor or an empty one."""
@@ -115,6 +126,7 @@ def _numbers(kind: int, value: int, payload: memoryview) -> list[int]:
 
 def _node(data: memoryview) -> Node:
     inputs, outputs, attributes, name, op_type, domain = [], [], [], "", "", ""
+    integers: dict[str, tuple[int, ...]] = {}
     for number, kind, _, payload in fields(data):
         if kind != BYTES:
             continue
@@ -130,8 +142,19 @@ def _node(data: memoryview) -> Node:
             domain = text(payload)
         elif number == _NODE_ATTRIBUTE:
             attributes.append(bytes(payload))
+            integers.update(_integer_attribute(payload))
     domain = "" if domain == "ai.onnx" else domain
-    return Node(op_type, name, domain, tuple(inputs), tuple(outputs), tuple(sorted(attributes)))
+    return Node(op_type, name, domain, tuple(inputs), tuple(outputs), tuple(sorted(attributes)), integers)
+
+
+def _integer_attribute(data: memoryview) -> dict[str, tuple[int, ...]]:
+    name, values = "", list[int]()
+    for number, kind, value, payload in fields(data):
+        if number == _ATTR_NAME:
+            name = text(payload)
+        elif number in (_ATTR_INT, _ATTR_INTS) and kind in (VARINT, BYTES):
+            values += _numbers(kind, value, payload)
+    return {name: tuple(values)} if values else {}
 
 
 def _initializer(data: memoryview) -> Initializer:
@@ -191,6 +214,21 @@ def read_graph(model: bytes) -> Graph:
         elif number == _GRAPH_OUTPUT:
             outputs.append(_value_name(payload))
     return Graph(tuple(nodes), tuple(initializers), tuple(inputs), tuple(outputs))
+
+
+def standard_opset(model: bytes) -> int:
+    """The version of the standard operators that an ONNX file's bytes ask for; 0 where they ask for none.
+
+    Raises:
+        IntvitError: the bytes are malformed.
+    """
+    for number, kind, _, payload in fields(memoryview(model)):
+        if number == _MODEL_OPSET and kind == BYTES:
+            parts = {part[0]: part for part in fields(payload)}
+            domain = text(parts[_OPSET_DOMAIN][3]) if _OPSET_DOMAIN in parts else ""
+            if domain in ("", "ai.onnx") and _OPSET_VERSION in parts:
+                return parts[_OPSET_VERSION][2]
+    return 0
 
 
 def op_histogram(model: bytes) -> dict[str, int]:

@@ -59,13 +59,14 @@ def test_items_are_floats_of_one_name_and_every_tap(bundle_copy: Path) -> None:
     )
     items = {item.label: item for item in comparable(canonical, engine)}
     assert {"embed", "b0.fc1", "b0.fc2", "head"} == {item.label for item in items.values() if item.tap}
-    assert {"b0.norm", "b0.gelu", "b0.out", "b0.fc1.product", "logits"} < items.keys()
+    assert {"b0.norm", "b0.gelu", "b0.out", "b0.fc1.out", "logits"} < items.keys()
     assert not {"b0.fc1.w", "b0.fc1.dq", "b0.fc1.q"} & items.keys()  # folded, fused, and under the tap's own name
     assert "b0.fc1.w" in {item.label for item in comparable(canonical, dialect)}
-    read, nodes = engine.sources("b0.fc1.product", items)
+    read, nodes = engine.sources("b0.fc1.out", items)
     assert [node.op_type for node in nodes] == ["MatMulIntegerToFloat"] and "intvit_golden_1" in read
-    read, nodes = canonical.sources("b0.fc1.product", items)
-    assert {node.op_type for node in nodes} == {"Cast", "DequantizeLinear", "MatMul"}
+    assert "b0.fc1.product" not in items  # the engine's kernel adds the bias as well
+    read, nodes = canonical.sources("b0.fc1.out", items)
+    assert {node.op_type for node in nodes} == {"Cast", "DequantizeLinear", "MatMul", "Add"}
     changed = changed_constants(read, read, canonical.graph, dialect.graph)
     assert list(changed) == ["b0.fc1.wscale"]
 

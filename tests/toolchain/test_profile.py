@@ -43,7 +43,8 @@ def test_every_layer_and_the_float_rest(digits_bundle: DigitsBundle, scheme: str
     assert {row.name for row in layers} >= {layer.name for layer in bundle.manifest.layers}
     assert (found.batch, found.threads, found.runs) == (1, 1, module.RUNS) and found.run_ms > 0
     rest = {row.name: row.nodes for row in found.rows if not row.layer}
-    assert (rest["Softmax"], rest["Gelu"], rest["LayerNormalization"]) == (BLOCKS, BLOCKS, 2 * BLOCKS + 1)
+    assert rest.get("Softmax", 0) + rest.get("Attention", 0) == BLOCKS  # fused where this ONNX Runtime can
+    assert (rest["Gelu"], rest["LayerNormalization"]) == (BLOCKS, 2 * BLOCKS + 1)
     assert rest["Add"] > 0 and rest["Transpose"] > 0
     if kernel:
         assert {row.kernel for row in layers} == {kernel} and all(row.ms > 0 for row in layers)
