@@ -59,7 +59,7 @@ def write_golden(model: CalibratedModel, original: nn.Module, images: Tensor, pa
 
 
 def as_rows(tap: Tensor) -> Tensor:
-    """A layer's tap as the graphs hold it, (B', T, K): a pooled token keeps its axis, Swin's rows and columns are one."""
+    """A layer's tap as the graphs hold it, (B', T, K): a pooled token keeps its axis, Swin's two axes are one."""
     return tap.reshape(tap.shape[0], -1, tap.shape[-1])
 
 
@@ -190,7 +190,7 @@ def _layers(model: CalibratedModel) -> list[Layer]:
 
 @torch.no_grad()
 def count_macs(model: CalibratedModel) -> dict[str, int]:
-    """Multiply-accumulates of every linear layer and integer attention product per image, read from one forward pass."""
+    """Multiply-accumulates of every linear layer and integer attention product per image, from one forward pass."""
     found: dict[str, int] = {}
 
     def read(name: str) -> Any:

@@ -22,10 +22,11 @@ TYPES = {INT8: "s8", UINT8: "u8"}
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One linear layer, convolution or integer attention product. ``macs`` per image; ``executed_as`` is the kernel's name in the optimized graph.
+    """One linear layer, convolution or integer attention product; ``macs`` per image.
 
     Attributes:
-        integer: whether that kernel multiplies integers. stored_bytes: size of its weights in the file.
+        executed_as: the kernel's name in the optimized graph. integer: whether that kernel multiplies integers.
+        stored_bytes: size of its weights in the file.
     """
 
     name: str
@@ -40,8 +41,9 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``integer_mac_fraction``: part (0..1) of the MACs of the manifest's layers that run on integer kernels: linear layers
-    and convolutions, and with ``+attn8`` the attention products; float attention products are not among them.
+    """``integer_mac_fraction``: part (0..1) of the MACs of the manifest's layers that run on integer kernels.
+
+    Those are linear layers and convolutions, and with ``+attn8`` both attention products; float products do not count.
 
     Attributes:
         operators: node counts of the optimized graph. warnings: one line for each thing that is not as it should be.

@@ -58,8 +58,8 @@ def quantize_product(
     """Fix both quantizers of a product, in place, and switch it to integers; the row for the report.
 
     Args:
-        fit, held: (left, right) (..., M, K) and (..., K, N) float32, batch after batch, of the images to fit and of those
-            held out. The step of a ``by_row`` left operand is fixed and stays.
+        fit, held: (left, right) (..., M, K) and (..., K, N) float32, batch after batch, of the images to fit and of
+            those held out. The step of a ``by_row`` left operand is fixed and stays.
 
     Raises:
         IntvitError: a value is not finite.

@@ -1,11 +1,11 @@
 """Attention whose two products, Q K^T and P V, can be float or computed in exact integers (``+attn8``).
 
-Q, K and V have one symmetric step a tensor. P, the softmax output, is divided by the largest value of its row before its
-quantizer and the product is multiplied by it afterwards: every row then uses all of 0 .. 127 with zero point 0 and the
-fixed step 1/127 (docs/decisions/0012-softmax-by-row.md).
+Q, K and V have one symmetric step a tensor. P, the softmax output, is divided by the largest value of its row before
+its quantizer and the product is multiplied by it afterwards: every row then uses all of 0 .. 127 with zero point 0 and
+the fixed step 1/127 (docs/decisions/0012-softmax-by-row.md).
 
-Sums are formed in float32 on integers, exact below 2^24. In Q K^T they stay below d * 2^14. In P V, P sums to 1 and is at
-least 1/T at its largest, so a row's levels sum to at most 127 T + T / 2, and T may be 1027.
+As in a linear layer, sums are formed in float32 on integers, exact below 2^24: always up to 1024 channels a head and
+1032 tokens, and beyond where a row of P is not nearly flat.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class QuantProduct(nn.Module):
     """A matrix product of two activations with an explicit quantizer on each, zero points 0.
 
     Attributes:
-        left, right: the quantizers. by_row: divide each row of the left operand by its largest value first, and multiply
-        the result by it. quantized: False = float product, True = integer product.
+        left, right: the quantizers. by_row: divide each row of the left operand by its largest value first, and
+        multiply the result by it. quantized: False = float product, True = integer product.
     """
 
     def __init__(self, bits: int, by_row: bool = False) -> None:

@@ -25,8 +25,8 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
     """A copy of ``model`` ready to be calibrated; still float, equal to the original up to rounding.
 
     Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
-    moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph, and
-    with ``+attn8`` as QuantAttention.
+    moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph;
+    with ``+attn8`` it becomes QuantAttention.
 
     Args:
         weight_bits: of single layers, by name, where they are not the scheme's.
@@ -74,9 +74,10 @@ def linears(model: Network) -> dict[str, QuantLinear]:
 
 
 def products(model: Network, under: str = "") -> dict[str, QuantProduct]:
-    """The attention products of a prepared network by module path, in execution order; those of ``under`` alone if given.
+    """The attention products of a prepared network by module path, in execution order; none without ``+attn8``.
 
-    There are none without ``+attn8``.
+    Args:
+        under: a module path, to have those below it alone.
     """
     return {
         name: module
@@ -106,8 +107,10 @@ def quantizers(model: Network) -> dict[str, ActQuantizer]:
 
 def set_quantized(model: Network, on: bool) -> None:
     """Switch every layer and attention product to its integer (True) or float (False) form."""
-    for part in (*linears(model).values(), *products(model).values()):
-        part.quantized = on
+    for layer in linears(model).values():
+        layer.quantized = on
+    for product in products(model).values():
+        product.quantized = on
 
 
 def refuse_unknown_parts(model: Network) -> None:

@@ -120,8 +120,8 @@ def attention(
     parts = transpose(b, reshape(b, qkv, [-1, tokens, 3, heads, dim]), [2, 0, 3, 1, 4])
     split = b.op("Split", [parts], {"axis": 0, "num_outputs": 3}, outputs=3)
     query, key, value = (b.op("Squeeze", [part, b.ints([0])]) for part in split)
-    written = attn if quantized and isinstance(attn, QuantAttention) else None
-    scores = _product(b, f"{name}.qk", written and written.qk, query, transpose(b, key, [0, 1, 3, 2]))
+    qk, pv = (attn.qk, attn.pv) if quantized and isinstance(attn, QuantAttention) else (None, None)
+    scores = _product(b, f"{name}.qk", qk, query, transpose(b, key, [0, 1, 3, 2]))
     b.scope = name
     if bias is not None:
         table, windows = bias
@@ -131,7 +131,7 @@ def attention(
         else:
             scores = b.op("Add", [reshape(b, scores, [-1, windows, heads, tokens, tokens]), constant])
             scores = reshape(b, scores, [-1, heads, tokens, tokens])
-    mixed = _product(b, f"{name}.pv", written and written.pv, b.op("Softmax", [scores], {"axis": -1}), value)
+    mixed = _product(b, f"{name}.pv", pv, b.op("Softmax", [scores], {"axis": -1}), value)
     b.scope = name
     merged = reshape(b, transpose(b, mixed, [0, 2, 1, 3]), [-1, tokens, width])
     return linear(b, f"{name}.proj", attn.proj, merged, quantized)
