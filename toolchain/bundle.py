@@ -20,7 +20,7 @@ from calib.quant.attention import QuantProduct
 from calib.quant.families import sites
 from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import levels
-from calib.quant.surgery import products
+from calib.quant.surgery import pooled, products
 from runtime.bundle import entry_for
 from runtime.files import atomic_write_json
 from runtime.manifest import FileEntry, Layer, Manifest, Preprocess, Tap
@@ -47,12 +47,13 @@ class Origin:
 @torch.no_grad()
 def write_golden(model: CalibratedModel, original: nn.Module, images: Tensor, path: Path) -> None:
     """The reference vectors of up to 8 normalised images (B, 3, H, W): logits and the integers at every quantizer."""
-    chosen, layers = images[:GOLDEN_IMAGES].contiguous(), model.layers()
+    chosen, layers, alone = images[:GOLDEN_IMAGES].contiguous(), model.layers(), pooled(model.module)
+    taps = {name: as_rows(value) if name in layers else value for name, value in model.taps(chosen).items()}
     tensors = {
         "images": chosen,
         "logits": model.logits(chosen),
         "float_logits": original(chosen),
-        **{f"tap/{name}": as_rows(value) if name in layers else value for name, value in model.taps(chosen).items()},
+        **{f"tap/{name}": value[..., :1, :] if name in alone else value for name, value in taps.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, path)
@@ -190,11 +191,13 @@ def _layers(model: CalibratedModel) -> list[Layer]:
 
 @torch.no_grad()
 def count_macs(model: CalibratedModel) -> dict[str, int]:
-    """Multiply-accumulates of every linear layer and integer attention product per image, from one forward pass."""
+    """Multiply-accumulates of every linear layer and integer attention product per image, as the graphs do them."""
     found: dict[str, int] = {}
+    alone = pooled(model.module)
 
     def read(name: str) -> Any:
         def hook(module: QuantLinear | QuantProduct, args: tuple[Tensor, ...], out: Tensor) -> None:
+            out = out[..., :1, :] if name in alone else out
             found[name] = out.numel() * (module.in_features if isinstance(module, QuantLinear) else args[0].shape[-1])
 
         return hook

@@ -105,6 +105,19 @@ def quantizers(model: Network) -> dict[str, ActQuantizer]:
     return found
 
 
+def pooled(model: Network) -> frozenset[str]:
+    """The layers, attention products and operands that matter for the class token alone.
+
+    Where a ViT's head reads the class token, everything after the keys and values of the last block needs that row
+    only: (..., T, K) may be cut to its first row in T. Empty for Swin and for networks that average over tokens.
+    """
+    if is_swin(model) or model.global_pool != "token":
+        return frozenset()
+    attn, mlp = (f"{block_names(model)[-1]}.{part}" for part in ("attn", "mlp"))
+    parts = [f"{attn}.{part}" for part in ("proj", *OPERANDS, *(left for left, _ in OPERANDS.values()))]
+    return frozenset([*parts, f"{mlp}.fc1", f"{mlp}.fc2"])
+
+
 def set_quantized(model: Network, on: bool) -> None:
     """Switch every layer and attention product to its integer (True) or float (False) form."""
     for layer in linears(model).values():

@@ -71,8 +71,8 @@ def test_attention_products_are_rows_where_they_are_integers(
     assert list(rows)[1:5] == [f"blocks.0.attn.{part}" for part in ("qkv", "qk", "pv", "proj")]
     assert len(rows) == 6 * BLOCKS + 2
     tokens, width = 65, 96
-    for name in ("blocks.0.attn.qk", "blocks.2.attn.pv"):
-        assert rows[name]["macs"] == tokens * tokens * width
+    for name, queries in (("blocks.0.attn.qk", tokens), ("blocks.2.attn.pv", 1)):
+        assert rows[name]["macs"] == queries * tokens * width
         assert (rows[name]["weight_bits"], rows[name]["activation_bits"]) == (8, 8)
         assert (rows[name]["stored_as"], rows[name]["stored_bytes"]) == ("no weights", 0)
         assert rows[name]["executed_as"].startswith("MatMulIntegerToFloat") and "?" not in rows[name]["executed_as"]
@@ -95,6 +95,9 @@ def test_macs_are_those_of_the_network(digits_bundle: DigitsBundle, tmp_path: Pa
     assert macs["blocks.1.attn.qkv"] == tokens * width * 3 * width
     assert macs["blocks.1.attn.proj"] == tokens * width * width
     assert macs["blocks.1.mlp.fc1"] == macs["blocks.1.mlp.fc2"] == tokens * width * 4 * width
+    assert macs["blocks.2.attn.qkv"] == macs["blocks.1.attn.qkv"]
+    assert macs["blocks.2.attn.proj"] == width * width  # of the class token alone
+    assert macs["blocks.2.mlp.fc1"] == macs["blocks.2.mlp.fc2"] == 4 * width * width
     assert macs["head"] == width * 10
 
 

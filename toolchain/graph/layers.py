@@ -99,6 +99,11 @@ def transpose(b: Builder, x: ir.Value, perm: list[int]) -> ir.Value:
     return b.op("Transpose", [x], {"perm": perm})
 
 
+def first(b: Builder, x: ir.Value, axis: int) -> ir.Value:
+    """The first element along an axis, which stays, with length 1."""
+    return b.op("Slice", [x, b.ints([0]), b.ints([1]), b.ints([axis])])
+
+
 def attention(
     b: Builder,
     name: str,
@@ -107,11 +112,13 @@ def attention(
     tokens: int,
     quantized: bool,
     bias: tuple[np.ndarray, int] | None = None,
+    first_only: bool = False,
 ) -> ir.Value:
     """Multi-head attention on (R, tokens, C): fused qkv, both products, projection.
 
     Args:
         bias: what is added to the scores: ((1, H, T, T), 1), or ((1, W, H, T, T), W) where it differs by window.
+        first_only: True for the first token's row alone: every token is a key and a value, one is a query.
     """
     heads, width = attn.num_heads, attn.qkv.out_features // 3
     dim = width // heads
@@ -120,6 +127,8 @@ def attention(
     parts = transpose(b, reshape(b, qkv, [-1, tokens, 3, heads, dim]), [2, 0, 3, 1, 4])
     split = b.op("Split", [parts], {"axis": 0, "num_outputs": 3}, outputs=3)
     query, key, value = (b.op("Squeeze", [part, b.ints([0])]) for part in split)
+    if first_only:
+        query = first(b, query, axis=2)
     qk, pv = (attn.qk, attn.pv) if quantized and isinstance(attn, QuantAttention) else (None, None)
     scores = _product(b, f"{name}.qk", qk, query, transpose(b, key, [0, 1, 3, 2]))
     b.scope = name
@@ -133,7 +142,7 @@ def attention(
             scores = reshape(b, scores, [-1, heads, tokens, tokens])
     mixed = _product(b, f"{name}.pv", pv, b.op("Softmax", [scores], {"axis": -1}), value)
     b.scope = name
-    merged = reshape(b, transpose(b, mixed, [0, 2, 1, 3]), [-1, tokens, width])
+    merged = reshape(b, transpose(b, mixed, [0, 2, 1, 3]), [-1, 1 if first_only else tokens, width])
     return linear(b, f"{name}.proj", attn.proj, merged, quantized)
 
 

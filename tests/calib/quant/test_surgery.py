@@ -20,6 +20,7 @@ from calib.quant.surgery import (
     float_difference,
     linears,
     operands,
+    pooled,
     prepare,
     products,
     quantizers,
@@ -205,3 +206,32 @@ def test_many_problems_are_counted() -> None:
 def test_supported_networks_pass() -> None:
     refuse_unknown_parts(tiny_vit())
     refuse_unknown_parts(tiny_swin())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8+attn8"])
+def test_what_matters_for_the_class_token_alone(scheme: str) -> None:
+    """Noise on every other row of those layers' outputs leaves the logits as they are; on any other layer it does not."""
+    network = prepare(trained(tiny_vit()), parse(scheme))
+    images = pictures(2, VIT_SIDE)
+    wanted, alone = network(images), pooled(network)
+    last = max(int(name.split(".")[1]) for name in linears(network) if name.startswith("blocks."))
+    assert {name for name in linears(network) if name in alone} == {
+        f"blocks.{last}.{part}" for part in ("attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+
+    def disturb(_module: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor:
+        changed = out.clone()
+        changed[..., 1:, :] += 1
+        return changed
+
+    blocks = {name: layer for name, layer in {**linears(network), **products(network)}.items() if "blocks." in name}
+    for name, layer in blocks.items():
+        hook = layer.register_forward_hook(disturb)
+        assert torch.equal(network(images), wanted) == (name in alone), name
+        hook.remove()
+
+
+def test_networks_that_average_over_tokens_need_them_all() -> None:
+    assert pooled(prepare(tiny_swin(), parse("w8a8"))) == frozenset()
+    assert pooled(prepare(tiny_vit(global_pool="avg"), parse("w8a8"))) == frozenset()
