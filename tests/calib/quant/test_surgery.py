@@ -211,7 +211,7 @@ def test_supported_networks_pass() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8+attn8"])
 def test_what_matters_for_the_class_token_alone(scheme: str) -> None:
-    """Noise on every other row of those layers' outputs leaves the logits as they are; on any other layer it does not."""
+    """Noise on every other row of what those layers make leaves the logits as they are; elsewhere it does not."""
     network = prepare(trained(tiny_vit()), parse(scheme))
     images = pictures(2, VIT_SIDE)
     wanted, alone = network(images), pooled(network)
