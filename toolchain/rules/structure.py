@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator
 
 import onnx_ir as ir
 
+from toolchain.passes.match import constant
 from toolchain.rules.graph import (
     DEQUANTIZE,
     LAYOUT,
@@ -25,7 +26,7 @@ _BEFORE_SOFTMAX = (*LAYOUT, "Add", "Mul", "Div", "Where")
 @rule(
     "shared-quantizer",
     "one signed quantizer for several layers",
-    next="give each reader its own QuantizeLinear and DequantizeLinear with scale initializers of its own, or fuse the "
+    next="give each reader its own QuantizeLinear and DequantizeLinear, with its own zero point initializer, or fuse the "
     "readers into one layer (q, k, v)",
     ort=error(
         "the signed quantizer is not made unsigned and its layers stay float MatMuls: DeiT-S 47.6 ms against 27.0; "
@@ -47,7 +48,7 @@ def shared_quantizer(model: ir.Model) -> Iterator[Hit]:
             yield Hit(node, f"its output feeds more than one layer: {count} readers")
         same = seen.setdefault(_identity(node), node)
         if same is not node:
-            yield Hit(node, f"it has the inputs of {same.name or same.outputs[0].name}")
+            yield Hit(node, f"it equals {same.name or same.outputs[0].name}")
 
 
 @rule(
@@ -118,9 +119,17 @@ def _onward(node: ir.Node) -> list[ir.Node]:
     return found
 
 
-def _identity(node: ir.Node) -> Hashable:
-    attributes = tuple(sorted((name, str(value.value)) for name, value in node.attributes.items()))
-    return (tuple(id(value) for value in node.inputs), attributes)
+def _identity(quantize: ir.Node) -> Hashable:
+    """What ONNX Runtime compares: attributes, tensors by name, but a scale of one element by its value."""
+    attributes = tuple(sorted((name, str(value.value)) for name, value in quantize.attributes.items()))
+    value, scale, *rest = quantize.inputs
+    number = constant(scale)
+    return (
+        id(value),
+        float(number.item()) if number is not None and number.size == 1 else id(scale),
+        *map(id, rest),
+        attributes,
+    )
 
 
 def _quantized_scores(value: ir.Value | None) -> bool:
