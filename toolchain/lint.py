@@ -143,13 +143,13 @@ def _plain(text: str) -> str:
 
 
 def main(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file, or a bundle's directory.")],
+    graph: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file, or a bundle's directory.")],
     target: Annotated[str, typer.Option("--target", metavar="T", help="Whose rules: " + ", ".join(TARGETS) + ".")],
     json: cli.JsonOption = None,
     debug: cli.DebugOption = False,
 ) -> None:
     """Hold an ONNX graph against a target's rules; exit code 1 when one is broken."""
-    path = graph_of(model, check_target(target))
+    path = graph_of(graph, check_target(target))
     found = findings(read(path), target)
     if json is not None:
         atomic_write_json(json, report(path, target, found))

@@ -33,9 +33,7 @@ _READS_INT4 = (DEQUANTIZE, "Concat", "Shape", "Identity", "Reshape", "Transpose"
     "zero-point",
     "a zero point other than 0",
     next="quantize symmetrically; fold a shift into the layer's bias instead (docs/numerics.md)",
-    tensorrt=error(
-        "the parser refuses the graph: 'Non-zero zero point is not supported' (TensorRT-RTX 1.7.1, the same text in 10)"
-    ),
+    tensorrt=error("the parser refuses the graph: 'Non-zero zero point is not supported' (TensorRT-RTX 1.7.1)"),
 )
 def zero_point(model: ir.Model) -> Iterator[Hit]:
     """A stored zero point with an element other than 0."""
@@ -179,7 +177,8 @@ def int4_activations(model: ir.Model) -> Iterator[Hit]:
     "INT8 weights that use -128",
     next="clip weights to -127 .. 127; the scale stays",
     tensorrt=warning(
-        "TensorRT documents -127 .. 127 for weights (TensorFlow-Quantization toolkit: 'only supports narrow range'); "
+        "TensorRT documents -127 .. 127 for weights (its TensorFlow toolkit: 'TensorRT only supports "
+        "G_NARROW_RANGE=True'); "
         "TensorRT-RTX 1.7.1 builds -128 without a word"
     ),
 )

@@ -54,7 +54,7 @@ def scale_dtype(model: ir.Model) -> Iterator[Hit]:
     next="calibrate, and store the scale as an initializer",
     openvino=error("a float32 kernel ran the layer (OpenVINO 2026.4.1, CPU)"),
     tensorrt=error(
-        "TensorRT's quantize layers take build-time constants as scales; TensorRT-RTX 1.7.1 takes the graph, so this "
+        "TensorRT documents scales as build-time constants; TensorRT-RTX 1.7.1 takes the graph, so this "
         "shows on the device only"
     ),
 )

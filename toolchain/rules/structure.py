@@ -26,11 +26,11 @@ _BEFORE_SOFTMAX = (*LAYOUT, "Add", "Mul", "Div", "Where")
 @rule(
     "shared-quantizer",
     "one signed quantizer for several layers",
-    next="give each reader its own QuantizeLinear and DequantizeLinear, with its own zero point initializer, or fuse the "
-    "readers into one layer (q, k, v)",
+    next="give each reader its own QuantizeLinear and DequantizeLinear, with its own zero point initializer, or make "
+    "one layer of the readers (q, k, v)",
     ort=error(
         "the signed quantizer is not made unsigned and its layers stay float MatMuls: DeiT-S 47.6 ms against 27.0; "
-        "quantizers with the same inputs are merged first (ONNX Runtime 1.31.1)"
+        "equal quantizers with one zero point initializer are merged first (ONNX Runtime 1.31.1)"
     ),
 )
 def shared_quantizer(model: ir.Model) -> Iterator[Hit]:

@@ -30,13 +30,17 @@ def need(package: str) -> None:
 
 
 def tensorrt(model: ir.Model) -> str:
-    """Why TensorRT-RTX refuses to parse or build ``model``, strongly typed; empty where it takes it."""
+    """:func:`refusal`, of the version the rules speak of."""
     need("tensorrt-rtx")
-    import tensorrt_rtx as trt
+    return refusal(model)
 
+
+def refusal(model: ir.Model) -> str:
+    """Why TensorRT-RTX refuses to parse or build ``model``, strongly typed; empty where it takes it. Needs no GPU."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'intvit[rtx]'")
     said: list[str] = []
 
-    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
+    class Log(trt.ILogger):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

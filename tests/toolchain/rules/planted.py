@@ -76,6 +76,7 @@ def other_type(kind: str, low: int = -7, high: int = 7) -> tuple[str, str]:
     return WEIGHT, f"{kind}[{SIZE}, {SIZE}] w = {numbers(SIZE * SIZE, low, high)}"
 
 
+MINUS_128 = (WEIGHT, swap(WEIGHT, (" w = {", " w = {-128, "), (f",{WEIGHT.rsplit(',', 1)[1]}", "}")))
 BLOCKS = (
     (WEIGHT_SCALE, f"float[2, {SIZE}] ws = {steps(2 * SIZE, 0.001)}"),
     ("DequantizeLinear<axis = 1>(w", f"DequantizeLinear<axis = 0, block_size = {SIZE // 2}>(w"),

@@ -202,3 +202,9 @@ def test_a_scale_of_one_element_is_one_scale() -> None:
     text = swap(GOOD, (f"{SCALE}, {ZERO}", "float[1] s = {0.02}, int8[1] z = {0}"))
     for target in TARGETS:
         assert findings(Case("", "", "", text).model(), target) == []
+
+
+def test_openvino_is_wrong_with_a_negative_activation_scale() -> None:
+    model = Case("", "", "", swap(GOOD, (SCALE, "float s = {-0.02}"))).model()
+    assert [finding.node for finding in findings(model, "openvino")] == ["quantize", "dequantize"]
+    assert engines.openvino(model) == "wrong"
