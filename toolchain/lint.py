@@ -5,8 +5,9 @@ Works on any ONNX graph, whoever wrote it. The rules are in ``toolchain/rules``;
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,17 @@ def read(path: Path) -> ir.Model:
     """
     if not path.is_file():
         raise IntvitError("there is no such model", where=str(path), next="give an .onnx file or a bundle's directory")
+    with _quiet():  # what onnx-ir notes while reading is raised below; where inference gives up, known types do
+        model = _load(path)
+        _check_whole(model, path)
+        if model.functions:
+            common.InlinePass()(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    return model
+
+
+def _load(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except OSError as error:
@@ -44,18 +56,18 @@ def read(path: Path) -> ir.Model:
         raise IntvitError("the file is not an ONNX model", where=str(path), why=why, next=_READ_HINT) from error
     if not len(model.graph):
         raise IntvitError("the model holds no graph", where=str(path), why="no node in it", next=_READ_HINT)
-    _check_whole(model, path)
-    if model.functions:
-        common.InlinePass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    quiet = logging.getLogger("onnx_ir")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # where inference gives up, the rules make do with the types that are there
-    try:
-        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    finally:
-        quiet.setLevel(level)
     return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    log = logging.getLogger("onnx_ir")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _check_whole(model: ir.Model, path: Path) -> None:

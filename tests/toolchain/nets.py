@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from calib.models import ModelSpec, load
 from calib.scheme import parse
 from runtime.bundle import Bundle, entry_for, write_manifest
 from toolchain.bundle import GOLDEN, Origin, make_manifest, write_golden, write_side_files
+from toolchain.graph import canonical_graph
 from toolchain.lowering import lower
 
 VIT: dict[str, Any] = {
@@ -100,6 +102,16 @@ def noise(spec: ModelSpec, count: int, seed: int = 1) -> Tensor:
 def calibrated(module: nn.Module, spec: ModelSpec, scheme: str, images: int = 4) -> CalibratedModel:
     """``module`` calibrated on noise."""
     return calibrate(module, spec, parse(scheme), noise(spec, images))
+
+
+TINY: dict[str, Callable[[], nn.Module]] = {"vit": vit, "swin": swin}
+
+
+@functools.cache
+def tiny_canonical(network: str, scheme: str) -> ir.Model:
+    """The canonical graph of a network of ``TINY``, calibrated on noise. Made once; nobody changes it."""
+    module = TINY[network]()
+    return canonical_graph(calibrated(module, spec_of(module), scheme))
 
 
 def write_bundle(

@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from runtime import cli
 from runtime.errors import IntvitError
-from tests.toolchain.nets import calibrated, from_text, noise, serialized, spec_of, swin, vit
+from tests.toolchain.nets import TINY, from_text, noise, serialized, spec_of, tiny_canonical, vit
 from tests.toolchain.rules import engines
 from tests.toolchain.rules.planted import GOOD, MINUS_128, WEIGHT_ONLY, other_type, swap
-from toolchain.graph import canonical_graph, float_graph
+from toolchain.graph import float_graph
 from toolchain.lint import main, read
 from toolchain.rules import TARGETS, findings
 from toolchain.targets import ort
@@ -40,10 +42,9 @@ def saved(model: ir.Model, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16"])
-@pytest.mark.parametrize("network", [vit, swin])
-def test_our_own_graphs_break_no_rule(network: Callable[[], Any], scheme: str, tmp_path: Path) -> None:
-    module = network()
-    canonical = canonical_graph(calibrated(module, spec_of(module), scheme))
+@pytest.mark.parametrize("network", TINY)
+def test_our_own_graphs_break_no_rule(network: str, scheme: str, tmp_path: Path) -> None:
+    canonical = tiny_canonical(network, scheme)
     allowed = KNOWN if scheme in ("w4a8", "w4a4") else set()
     found = findings(read(saved(canonical, tmp_path / "canonical.onnx")), "tensorrt")
     assert {finding.rule for finding in found} == allowed
@@ -230,11 +231,27 @@ def test_what_is_no_model_is_answered_readably(how: str, tmp_path: Path, capsys:
     path = broken(tmp_path / "model.onnx", how)
     assert run(path, "--target", "ort", "--json", tmp_path / "lint.json") == 1
     said = capsys.readouterr().err
-    assert "error: " in said
     assert "unexpected" not in said
-    assert "Traceback" not in said
+    assert said.startswith("error: ")  # and nothing of what the readers of ONNX log
     assert str(path) in said
     assert not (tmp_path / "lint.json").exists()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(places=st.lists(st.tuples(st.integers(0, 699), st.integers(0, 255)), min_size=1, max_size=4))
+def test_changed_bytes_are_read_or_refused(places: list[tuple[int, int]], tmp_path: Path) -> None:
+    """The nodes come first in the file: most changes hit a name, a type, an attribute or a length."""
+    data = bytearray(serialized(from_text(swap(GOOD, other_type("int4")))))
+    for place, byte in places:
+        data[place] = byte
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    try:
+        model = read(path)
+    except IntvitError:
+        return
+    for target in TARGETS:
+        findings(model, target)
 
 
 def test_an_unknown_target_is_answered_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
