@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import typer
@@ -22,6 +23,7 @@ from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from toolchain.rules import TARGETS, Finding, findings
+from toolchain.rules.graph import DEQUANTIZE, QUANTIZE
 
 SHOWN = 3
 _READ_HINT = "check that it is the whole .onnx file, with its external data beside it"
@@ -80,7 +82,12 @@ def _check_whole(model: ir.Model, path: Path) -> None:
             ) from error
         if array is None:
             raise IntvitError("a tensor of the model has no values", where=f"{path}: {name}", next=_READ_HINT)
+    opset = model.opset_imports.get("", onnx.defs.onnx_opset_version())
     for node in model.graph.all_nodes():
+        fault = _malformed(node, opset)
+        if fault:
+            label = f"{path}: {node.name or node.op_type}"
+            raise IntvitError("a node is not what ONNX defines", where=label, why=fault, next=_READ_HINT)
         for value in node.inputs:
             if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
                 continue
@@ -90,6 +97,27 @@ def _check_whole(model: ir.Model, path: Path) -> None:
                 why=f"{value.name!r} is no input, no initializer and no node's output",
                 next=_READ_HINT,
             )
+
+
+def _malformed(node: ir.Node, opset: int) -> str:
+    """How a node of ONNX's own breaks its operator's signature, as far as the rules rely on it; empty where not."""
+    texts = [node.op_type, node.domain, node.name or "", *(value.name or "" for value in node.outputs)]
+    if not all(isinstance(text, str) for text in texts):
+        return "one of its names is not UTF-8"
+    if not onnx.defs.has(node.op_type) or (node.domain and node.op_type not in (QUANTIZE, DEQUANTIZE)):
+        return ""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset)
+    except onnx.defs.SchemaError:  # younger than the opset, which is a rule's business
+        schema = onnx.defs.get_schema(node.op_type)
+    if len(node.inputs) < schema.min_input or not node.outputs:
+        return f"{node.op_type} has {len(node.inputs)} inputs and {len(node.outputs)} outputs"
+    for name, attribute in node.attributes.items():
+        declared = schema.attributes.get(name)
+        kind = str(declared.type).rsplit(".", 1)[-1] if declared is not None else attribute.type.name
+        if kind != attribute.type.name:
+            return f"its attribute {name} is {attribute.type.name}, not {kind}"
+    return ""
 
 
 def graph_of(path: Path, target: str) -> Path:

@@ -237,6 +237,21 @@ def test_what_is_no_model_is_answered_readably(how: str, tmp_path: Path, capsys:
     assert not (tmp_path / "lint.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("= QuantizeLinear(x, s, z)", "= QuantizeLinear(x)", "has 1 inputs"),
+        ("MatMul(xd, wd)", "MatMul(xd)", "has 1 inputs"),
+        ("<axis = 1>", '<axis = "one">', "its attribute axis is STRING, not INT"),
+    ],
+)
+def test_nodes_that_break_their_signature_are_refused(old: str, new: str, said: str, tmp_path: Path) -> None:
+    path = saved(from_text(swap(GOOD, (old, new)), check=False), tmp_path / "model.onnx")
+    with pytest.raises(IntvitError, match="not what ONNX defines") as caught:
+        read(path)
+    assert said in caught.value.why
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(places=st.lists(st.tuples(st.integers(0, 699), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changed_bytes_are_read_or_refused(places: list[tuple[int, int]], tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def _before_transpose(node: ir.Node, summed: frozenset[int] | None, source: ir.V
     order = node.attributes.get_ints("perm", ())
     if not order and source.shape is not None:
         order = list(range(len(source.shape)))[::-1]
-    return frozenset(order[axis] for axis in summed) if order else None
+    return frozenset(order[axis] for axis in summed) if max(summed) < len(order) else None
 
 
 def axis_of(node: ir.Node, value: ir.Value | None) -> int | None:
