@@ -21,6 +21,7 @@ from runtime.backends.ort import (
     compile_inputs,
     compile_key,
     compiled_engine,
+    fused,
     make_session,
     optimized_bytes,
     refuse_external,
@@ -69,7 +70,7 @@ def _short(value: Any) -> str:
 def _check_same(bundle: Bundle, graph: bytes, compiled: bytes) -> None:
     """Both must give the same bits on the golden images."""
     images, name = bundle.golden().images, bundle.manifest.input_name
-    fresh = make_session(graph, threads=1, where=bundle.entry("graph", "ort").path).run(None, {name: images})[0]
+    fresh = make_session(fused(graph), threads=1, where=bundle.entry("graph", "ort").path).run(None, {name: images})[0]
     kept = make_session(compiled, threads=1, optimize=False, where="the compiled engine").run(None, {name: images})[0]
     if not np.array_equal(fresh, kept):
         raise IntvitError(

@@ -22,10 +22,11 @@ TYPES = {INT8: "s8", UINT8: "u8"}
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One linear layer or convolution. ``macs`` per image; ``executed_as`` is the kernel's name in the optimized graph.
+    """One linear layer, convolution or integer attention product; ``macs`` per image.
 
     Attributes:
-        integer: whether that kernel multiplies integers. stored_bytes: size of its weights in the file.
+        executed_as: the kernel's name in the optimized graph. integer: whether that kernel multiplies integers.
+        stored_bytes: size of its weights in the file.
     """
 
     name: str
@@ -40,7 +41,9 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``integer_mac_fraction``: part (0..1) of the linear and convolution MACs that run on integer kernels.
+    """``integer_mac_fraction``: part (0..1) of the MACs of the manifest's layers that run on integer kernels.
+
+    Those are linear layers and convolutions, and with ``+attn8`` both attention products; float products do not count.
 
     Attributes:
         operators: node counts of the optimized graph. warnings: one line for each thing that is not as it should be.
@@ -113,15 +116,13 @@ def _executing(layer: Layer, optimized: Graph) -> Node | None:
 def _kernel_name(node: Node, graph: Graph) -> str:
     if node.op_type not in INTEGER_KERNELS:
         return f"{node.op_type}, float32"
-    weights = graph.constant.get(node.inputs[1])
-    right = TYPES.get(weights.data_type, "?") if weights is not None else "?"
-    zero = graph.constant.get(node.inputs[4]) if len(node.inputs) > 4 else None
-    left = TYPES.get(zero.data_type, "?") if zero is not None else "?"
+    known = [graph.constant.get(name) for name in (*node.inputs, *[""] * 6)[:6]]
+    left, right = (TYPES.get(value.data_type, "?") if value else "?" for value in (known[4], known[1] or known[5]))
     return f"{node.op_type}, {left} x {right}"
 
 
 def _show(found: Inspection, console: Console) -> None:
-    table = Table(title="linear layers and convolutions, as ONNX Runtime executes them")
+    table = Table(title="layers, as ONNX Runtime executes them")
     for column in ("layer", "MMACs", "W", "A", "stored as", "executed as"):
         table.add_column(column, justify="right" if column in ("MMACs", "W", "A") else "left")
     for row in found.layers:
@@ -130,7 +131,7 @@ def _show(found: Inspection, console: Console) -> None:
     console.print(table)
     share = 100 * found.integer_mac_fraction
     kernels = {name: count for name, count in found.operators.items() if name in INTEGER_KERNELS}
-    console.print(f"{share:.1f} % of the linear and convolution MACs run on integer kernels: {kernels or 'none'}")
+    console.print(f"{share:.1f} % of the MACs of these layers run on integer kernels: {kernels or 'none'}")
     for line in found.warnings:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
 

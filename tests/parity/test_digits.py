@@ -21,7 +21,7 @@ from toolchain.graph import canonical_graph
 from toolchain.passes.match import set_constant
 from toolchain.targets import ort
 
-SCHEMES = ("w8a8", "w4a8", "w4a4", "w3a8")
+SCHEMES = ("w8a8", "w4a8", "w4a4", "w3a8", "w8a8+attn8", "w4a8+attn8")
 
 
 def tiny_vit() -> tuple[nn.Module, ModelSpec]:
@@ -71,7 +71,7 @@ def test_the_engine_computes_what_was_calibrated(made: Callable[[str, str], Made
     result = check(Bundle.open(one.folder), threads=1)
     assert result.failures == ()
     assert result.ok
-    assert [tap.name for tap in result.taps] == list(one.model.layers())
+    assert [tap.name for tap in result.taps] == list(one.model.quantizers())
     assert (result.taps[0].max_lsb, result.taps[0].free_max_lsb) == (0, 0)
     for tap in result.taps:
         assert tap.max_lsb <= 1
@@ -80,7 +80,7 @@ def test_the_engine_computes_what_was_calibrated(made: Callable[[str, str], Made
     assert 0 < result.quantization_sqnr_db < 60  # the network is quantized, and it still computes something like itself
 
 
-@pytest.mark.parametrize("scheme", ["w4a8", "w4a4", "w3a8"])
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a4", "w3a8", "w4a8+attn8"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_int4_in_the_file_is_the_same_numbers_as_int8_in_the_file(
     made: Callable[[str, str], Made], network: str, scheme: str
@@ -149,10 +149,32 @@ def change_one_weight(model: ir.Model) -> None:
     set_constant(value, weights)
 
 
-@pytest.mark.parametrize("fault", [scale_weights, change_a_step, change_one_weight])
+def change_the_step_of_the_keys(model: ir.Model) -> None:
+    value = model.graph.initializers["blocks.1.attn.key.input_scale"]
+    assert value.const_value is not None
+    set_constant(value, value.const_value.numpy() * np.float32(1.01))
+
+
+def forget_the_largest_of_the_row(model: ir.Model) -> None:
+    """The softmax is quantized as it is, not divided by its row's largest value."""
+    node = next(node for node in model.graph if node.name == "blocks.2.attn.pv/Div")
+    node.outputs[0].replace_all_uses_with(node.inputs[0])
+    model.graph.remove(node, safe=True)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "fault"),
+    [
+        ("w8a8", scale_weights),
+        ("w8a8", change_a_step),
+        ("w8a8", change_one_weight),
+        ("w8a8+attn8", change_the_step_of_the_keys),
+        ("w8a8+attn8", forget_the_largest_of_the_row),
+    ],
+)
 def test_a_fault_in_the_graph_is_seen(
-    made: Callable[[str, str], Made], tmp_path: Path, fault: Callable[[ir.Model], None]
+    made: Callable[[str, str], Made], tmp_path: Path, scheme: str, fault: Callable[[ir.Model], None]
 ) -> None:
-    result = check(spoiled(made("vit_digits", "w8a8").folder, tmp_path, fault), threads=1)
+    result = check(spoiled(made("vit_digits", scheme).folder, tmp_path, fault), threads=1)
     assert not result.ok
     assert result.failures

@@ -13,7 +13,7 @@ from toolchain.graph import canonical_graph, float_graph
 from toolchain.targets import ort
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16", "w8a8+attn8"])
 @pytest.mark.parametrize("network", TINY)
 def test_canonical_graphs_are_built(network: str, scheme: str) -> None:
     assert refusal(tiny_canonical(network, scheme)) == ""
@@ -25,7 +25,7 @@ def test_float_twins_are_built(network: str) -> None:
     assert refusal(float_graph(module, spec_of(module))) == ""
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8+attn8"])
 def test_a_trained_network_is_built(scheme: str) -> None:
     module, spec = digits()
     assert refusal(canonical_graph(calibrated(module, spec, scheme))) == ""

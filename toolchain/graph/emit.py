@@ -10,6 +10,7 @@ from torch import nn
 from calib.calibrated import CalibratedModel
 from calib.models import ModelSpec
 from calib.network import Network
+from calib.quant.attention import position_bias
 from calib.quant.families import is_swin
 from calib.quant.surgery import prepare
 from calib.scheme import Scheme
@@ -130,7 +131,9 @@ def _swin_block(b: Builder, name: str, block: Network, x: ir.Value, side: tuple[
 
 
 def _score_bias(block: Network, windows: int) -> tuple[np.ndarray, int]:
-    relative = array(block.attn._get_rel_pos_bias())
+    bias = position_bias(block.attn)
+    assert bias is not None
+    relative = array(bias)
     if block.attn_mask is None:
         return relative, 1
     return relative[:, None] + array(block.attn_mask)[None, :, None], windows

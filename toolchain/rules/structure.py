@@ -151,7 +151,8 @@ def _quantized_scores(value: ir.Value | None) -> bool:
 
 
 def _reaches_quantizer(node: ir.Node) -> bool:
-    """Whether the output is quantized, through layout nodes."""
+    """Whether the output is quantized, through layout nodes and a division or product by what scales a row."""
     return any(
-        user.op_type == QUANTIZE or (user.op_type in LAYOUT and _reaches_quantizer(user)) for user in readers(node)
+        user.op_type == QUANTIZE or (user.op_type in (*LAYOUT, "Div", "Mul") and _reaches_quantizer(user))
+        for user in readers(node)
     )

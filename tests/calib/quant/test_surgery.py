@@ -15,7 +15,17 @@ from torch import nn
 from calib.errors import IntvitError
 from calib.models import LoadedModel
 from calib.quant.linear import QuantLinear, QuantPatchConv
-from calib.quant.surgery import EMBED_BITS, float_difference, linears, prepare, refuse_unknown_parts, set_quantized
+from calib.quant.surgery import (
+    EMBED_BITS,
+    float_difference,
+    linears,
+    operands,
+    prepare,
+    products,
+    quantizers,
+    refuse_unknown_parts,
+    set_quantized,
+)
 from calib.scheme import parse
 from tests.calib.networks import (
     SWIN_SIDE,
@@ -97,6 +107,31 @@ def test_order_of_layers() -> None:
     names = list(linears(prepare(tiny_vit(), W4A8)))
     assert names[:3] == ["patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.attn.proj"] and names[-1] == "head"
     assert len(names) == 2 + 4 * 2
+
+
+def test_attention_products_are_there_where_the_scheme_says_so() -> None:
+    assert products(prepare(tiny_swin(), W4A8)) == {}
+    student = prepare(tiny_swin(), parse("w3a4+attn8"))
+    names = list(products(student))
+    assert len(names) == 2 * 4 and names[:2] == ["layers.0.blocks.0.attn.qk", "layers.0.blocks.0.attn.pv"]
+    assert list(products(student, "layers.1.blocks.0")) == ["layers.1.blocks.0.attn.qk", "layers.1.blocks.0.attn.pv"]
+    assert {product.left.bits for product in products(student).values()} == {8}
+    for on in (True, False):
+        set_quantized(student, on)
+        assert {product.quantized for product in products(student).values()} == {on}
+
+
+def test_order_of_quantizers() -> None:
+    student = prepare(tiny_vit(), parse("w4a4+attn8"))
+    found, block = quantizers(student), "blocks.0.attn"
+    parts = ["qkv", "query", "key", "softmax", "value", "proj"]
+    assert list(found)[:7] == ["patch_embed.proj", *(f"{block}.{part}" for part in parts)]
+    assert [found[f"{block}.{part}"].bits for part in parts] == [4, 8, 8, 8, 8, 4]
+    assert found[f"{block}.key"] is student.blocks[0].attn.qk.right
+    assert operands(f"{block}.pv") == (f"{block}.softmax", f"{block}.value")
+    assert list(quantizers(prepare(tiny_vit(), W4A8))) == list(linears(student))
+    weight_only = quantizers(prepare(tiny_vit(), parse("w4a16+attn8")))
+    assert len(weight_only) == 2 * 4 and all(".attn." in name for name in weight_only)
 
 
 def refusal(model: Any) -> IntvitError:

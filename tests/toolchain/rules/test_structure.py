@@ -123,6 +123,17 @@ CASES = [
     ),
     Case("the scores", "int8-attention", "softmax", swap(ATTENTION, QUANTIZED_SCORES), tensorrt=""),
     Case("the probabilities", "int8-attention", "softmax", swap(ATTENTION, QUANTIZED_OUTPUT), tensorrt=""),
+    Case(
+        "the probabilities over their row's largest",
+        "int8-attention",
+        "softmax",
+        swap(
+            ATTENTION,
+            QUANTIZED_OUTPUT,
+            ("pq = ", "top = ReduceMax(p)\n  over = Div(p, top)\n  pq = "),
+            ("Linear(p, t", "Linear(over, t"),
+        ),
+    ),
     Case("squares by Pow", "decomposed-layernorm", "root", LAYER_NORM, tensorrt=""),
     Case("squares by Mul", "decomposed-layernorm", "root", swap(LAYER_NORM, ("Pow(d, two)", "Mul(d, d)")), tensorrt=""),
     Case("Erf", "decomposed-gelu", "erf", GELU, tensorrt=""),
