@@ -1,7 +1,7 @@
 """Write the measured tables into the texts: ``python -m benches.tables``; ``--check`` only says which are stale.
 
 In README.md and docs/**/*.md a line ``<!-- generated: NAME -->`` opens a region and ``<!-- end: NAME -->`` closes it;
-what stands between them is replaced by the table NAME, made from ``benches/results``.
+what stands between them is replaced by the table NAME, made from ``benches/results``, or from the sources.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benches.record import RESULTS, ROOT, read_result
 from runtime.cli import run
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_text
+from toolchain.rules import RULES, TARGETS
 
 Record = dict[str, Any]
 _REGION = re.compile(r"^<!-- generated: (\S+) -->\n(.*?)^<!-- end: (\S+) -->$", re.MULTILINE | re.DOTALL)
@@ -129,6 +130,23 @@ def head_similarity(record: Record) -> str:
     return markdown(head, rows, left=1)
 
 
+def lint_rules() -> str:
+    """The rules of ``toolchain.lint``: what each means on each target, then why and what to do."""
+    rows = [
+        [f"`{rule.id}`", rule.title, *(rule.verdicts[t].severity if t in rule.verdicts else "–" for t in TARGETS)]
+        for rule in RULES
+    ]
+    reasons = []
+    for rule in RULES:
+        reasons.append(f"**{rule.id}.** " + " ".join(f"*{t}*: {_sentence(v.why)}" for t, v in rule.verdicts.items()))
+        reasons.append(f"→ {_sentence(rule.next)}\n")
+    return markdown(["rule", "it finds", *TARGETS], rows, left=5) + "\n\n" + "\n".join(reasons).rstrip()
+
+
+def _sentence(text: str) -> str:
+    return text.rstrip(".") + "."
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     "real_accuracy": real_accuracy,
     "cpu_latency": cpu_latency,
@@ -139,6 +157,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "synthesis_speed": synthesis_tables.speed,
     "head_similarity": head_similarity,
 }
+SOURCES: dict[str, Callable[[], str]] = {"lint_rules": lint_rules}  # tables for which nothing is measured
 RECORDS = {"synthesis_sets": "synthesis_accuracy"}  # tables made from the record of another name
 
 
@@ -148,8 +167,11 @@ def render(name: str, results: Path = RESULTS) -> str:
     Raises:
         IntvitError: no table of that name.
     """
+    if name in SOURCES:
+        return SOURCES[name]()
     if name not in TABLES:
-        raise IntvitError(f"no table is called {name!r}", where="benches/tables.py", next="known: " + ", ".join(TABLES))
+        known = ", ".join([*TABLES, *SOURCES])
+        raise IntvitError(f"no table is called {name!r}", where="benches/tables.py", next=f"known: {known}")
     record = read_result(RECORDS.get(name, name), results)
     if record is None or not record.get("rows"):
         return f"*{name}: {NOT_MEASURED} (`make bench`).*"

@@ -54,6 +54,11 @@ def test_extras(project: dict) -> None:
     assert extras.keys() == {*EXTRAS, "dev"}
 
 
+def test_developers_get_tensorrt_rtx_where_there_is_a_wheel(project: dict) -> None:
+    (line,) = (line for line in project["project"]["optional-dependencies"]["dev"] if "tensorrt" in line)
+    assert line == "tensorrt-rtx; sys_platform == 'linux' and platform_machine == 'x86_64'"
+
+
 def test_the_wheel_holds_the_three_packages(project: dict) -> None:
     assert tuple(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == PACKAGES
 

@@ -8,6 +8,7 @@ import pytest
 
 from benches import record, tables
 from runtime.errors import IntvitError
+from toolchain.rules import RULES
 
 ACCURACY_ROW = {
     "scheme": "w4a8",
@@ -111,3 +112,11 @@ def test_check_exits_1_on_a_stale_table(
 
 def test_the_tables_of_this_repository_are_current() -> None:
     assert tables.update(check=True) == []
+
+
+def test_the_page_of_the_linter_has_every_rule(tmp_path: Path) -> None:
+    text = tables.render("lint_rules", tmp_path)
+    for rule in RULES:
+        assert f"| `{rule.id}` | {rule.title} |" in text
+        assert f"**{rule.id}.**" in text
+    assert text in (tables.ROOT / "docs" / "lint.md").read_text("utf-8"), "make docs"

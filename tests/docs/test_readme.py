@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from calib.scheme import parse, require_buildable
 from runtime import cli
 from tests.conftest import REPO
 from toolchain.lowering import TARGETS
+from toolchain.rules import TARGETS as LINTED
 
 PAGES = [path for path in (REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))) if path.is_file()]
 _FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -82,14 +83,14 @@ def problems(words: list[str]) -> list[str]:
         if not hasattr(error, "format_message"):
             raise
         return [error.format_message()]
-    return wrong_values(context.params)
+    return wrong_values(context.params, LINTED if module == "toolchain.lint" else TARGETS)
 
 
-def wrong_values(values: dict[str, object]) -> list[str]:
+def wrong_values(values: dict[str, object], targets: Iterable[str]) -> list[str]:
     """Models, schemes, methods, targets and back ends that do not exist; words in capitals stand for anything."""
     wrong = []
     choices: dict[str, list[str]] = {
-        "model": [*SHORT_NAMES, *PACKAGED], "method": methods(), "target": list(TARGETS), "backend": ["ort"],
+        "model": [*SHORT_NAMES, *PACKAGED], "method": methods(), "target": list(targets), "backend": ["ort"],
     }  # fmt: skip
     for name, allowed in choices.items():
         given = values.get(name)

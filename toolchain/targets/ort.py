@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from calib.errors import IntvitError
 from toolchain.passes import ExpandInt4, ShiftToZeroPoint
+from toolchain.rules import findings
 
 
 def lower(canonical: ir.Model) -> ir.Model:
@@ -25,34 +26,16 @@ def lower(canonical: ir.Model) -> ir.Model:
 
 
 def check(model: ir.Model) -> None:
-    """Hold a graph against what ORT can run as integers.
+    """Hold a graph against what ORT can run as integers: the errors of ``toolchain.lint``.
 
     Raises:
         IntvitError: naming the first node that breaks a rule.
     """
-    for node in model.graph:
-        if node.op_type == "MatMul" and _dequantized(node.inputs[0]) and _dequantized(node.inputs[1]):
-            users = [use.node for use in node.outputs[0].uses()]
-            added = users[0].inputs if len(users) == 1 and users[0].op_type == "Add" else ()
-            bias = next((value for value in added if value is not node.outputs[0]), None)
-            if bias is not None and bias.shape is not None and len(bias.shape) < 3:
-                raise _fault(node, "its bias is not (1, 1, N), so ORT would run a float Gemm")
-        if node.op_type == "QuantizeLinear" and len(node.outputs[0].uses()) != 1:
-            raise _fault(node, "its output feeds more than one DequantizeLinear, which ORT does not fuse")
-        source = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-        if source is not None and source.dtype == ir.DataType.INT4:
-            raise _fault(node, "INT4 is dequantized at every call; a Cast to INT8 is missing")
-
-
-def _dequantized(value: ir.Value | None) -> bool:
-    producer = value.producer() if value is not None else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
-
-
-def _fault(node: ir.Node, why: str) -> IntvitError:
-    return IntvitError(
-        "the graph breaks a rule of the ort target",
-        where=node.name or node.op_type,
-        why=why,
-        next="please report it with the command that built the bundle",
-    )
+    for finding in findings(model, "ort"):
+        if finding.severity == "error":
+            raise IntvitError(
+                "the graph breaks a rule of the ort target",
+                where=finding.node,
+                why=f"{finding.what}: {finding.why}",
+                next="please report it with the command that built the bundle",
+            )

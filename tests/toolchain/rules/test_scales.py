@@ -1,0 +1,210 @@
+"""Scales: each fault planted, found, and held against the engines."""
+
+from __future__ import annotations
+
+from tests.toolchain.rules import engines
+from tests.toolchain.rules.planted import (
+    BLOCKS,
+    GEMM,
+    GOOD,
+    PRODUCT,
+    SCALE,
+    SIZE,
+    WEIGHT_ONLY,
+    WEIGHT_SCALE,
+    ZERO,
+    Case,
+    cases,
+    check_found,
+    check_onnxruntime,
+    check_openvino,
+    check_tensorrt,
+    half,
+    numbers,
+    other_type,
+    same,
+    steps,
+    swap,
+)
+from toolchain.rules import TARGETS, findings
+
+OWN_SCALE = ("(x, s, z)", "(x, t, z)"), ("(xq, s, z)", "(xq, t, z)"), (SCALE, "float t = {0.02}")
+PER_CHANNEL = (
+    (f"{SCALE}, {ZERO}", f"float[{SIZE}] s = {steps(SIZE)}, int8[{SIZE}] z = {same(SIZE, '0')}"),
+    ("QuantizeLinear(x,", "QuantizeLinear<axis = 2>(x,"),
+    ("DequantizeLinear(xq,", "DequantizeLinear<axis = 2>(xq,"),
+)
+CAST_WEIGHT = (PRODUCT, "wc = Cast<to = 10>(wd)\n  [product] p = MatMul(xd, wc)")
+CASES = [
+    Case(
+        "FP32 weight scales in an FP16 layer",
+        "scale-dtype",
+        "weight",
+        GOOD,
+        change=half("ws"),
+        tensorrt="must have same input types",
+    ),
+    Case(
+        "FP32 weight scales behind a Cast",
+        "scale-dtype",
+        "weight",
+        swap(GOOD, CAST_WEIGHT),
+        change=half("ws"),
+        tensorrt="type mismatch between matmul operand scales",
+    ),
+    Case("weight-only", "scale-dtype", "weight", WEIGHT_ONLY, change=half("ws"), tensorrt="must have same input types"),
+    Case(
+        "the model's input",
+        "scale-constant",
+        "weight",
+        swap(GOOD, (f"{WEIGHT_SCALE}, ", ""), (f"{SIZE}] x)", f"{SIZE}] x, float[{SIZE}] ws)")),
+        tensorrt="",
+        openvino="float",
+    ),
+    Case(
+        "negative",
+        "scale-positive",
+        "weight",
+        swap(GOOD, ("ws = {0.005", "ws = {-0.005")),
+        tensorrt="Scale coefficients must all be positive",
+    ),
+    Case(
+        "zero",
+        "scale-positive",
+        "weight",
+        swap(GOOD, ("ws = {0.005000", "ws = {0.000000")),
+        tensorrt="Scale coefficients must all be positive",
+    ),
+    Case(
+        "of a MatMul",
+        "weight-axis",
+        "weight",
+        swap(GOOD, ("axis = 1", "axis = 0")),
+        tensorrt="",
+        onnxruntime="wrong",
+        openvino="float",
+    ),
+    Case(
+        "counted from the end",
+        "weight-axis",
+        "weight",
+        swap(GOOD, ("axis = 1", "axis = -2")),
+        onnxruntime="wrong",
+        openvino="float",
+    ),
+    Case(
+        "behind a Transpose",
+        "weight-axis",
+        "weight",
+        swap(GOOD, (PRODUCT, "wt = Transpose<perm = [1, 0]>(wd)\n  [product] p = MatMul(xd, wt)")),
+        openvino="float",
+    ),
+    Case(
+        "of a Gemm with transB",
+        "weight-axis",
+        "weight",
+        swap(GEMM, ("Gemm(xd, wd)", "Gemm<transB = 1>(xd, wd)")),
+        tensorrt="",
+        openvino="float",
+    ),
+    Case(
+        "three columns wide",
+        "weight-axis",
+        "weight",
+        swap(
+            GOOD,
+            ("axis = 1", "axis = 0"),
+            (f"int8[{SIZE}, {SIZE}] w = {numbers(SIZE * SIZE)}", f"int8[{SIZE}, 3] w = {numbers(3 * SIZE)}"),
+            (f"float[1, 1, {SIZE}] b = {same(SIZE, '0.5')}", f"float[1, 1, 3] b = {same(3, '0.5')}"),
+            (f"5, {SIZE}] y", "5, 3] y"),
+        ),
+        onnxruntime="fails",
+    ),
+    Case(
+        "along the summed axis",
+        "activation-per-channel",
+        "quantize",
+        swap(GOOD, *PER_CHANNEL),
+        tensorrt="",
+        onnxruntime="float",
+        openvino="float",
+    ),
+    Case(
+        "INT8",
+        "block-activations",
+        "weight",
+        swap(GOOD, *BLOCKS),
+        tensorrt="CHECK(is_constant()) failed",
+        onnxruntime="fails",
+        openvino="float",
+    ),
+    Case(
+        "INT4",
+        "block-activations",
+        "weight",
+        swap(GOOD, other_type("int4"), *BLOCKS),
+        tensorrt="CHECK(is_constant()) failed",
+        onnxruntime="float",
+        openvino="float",
+    ),
+]
+
+
+@cases(CASES)
+def test_the_planted_fault_is_the_only_finding(case: Case) -> None:
+    check_found(case)
+
+
+@cases(CASES, "tensorrt")
+def test_tensorrt_does_what_the_rule_says(case: Case) -> None:
+    check_tensorrt(case)
+
+
+@cases(CASES, "onnxruntime")
+def test_onnxruntime_does_what_the_rule_says(case: Case) -> None:
+    check_onnxruntime(case)
+
+
+@cases(CASES, "openvino")
+def test_openvino_does_what_the_rule_says(case: Case) -> None:
+    check_openvino(case)
+
+
+def test_an_fp16_layer_with_fp16_scales_is_clean_and_builds() -> None:
+    model = Case("", "", "", GOOD, change=half()).model()
+    assert findings(model, "tensorrt") == []
+    assert engines.tensorrt(model) == ""
+
+
+def test_a_quantizer_of_another_type_than_its_scale_is_found() -> None:
+    found = findings(Case("", "", "", GOOD, change=half("s", "ws")).model(), "tensorrt")
+    assert [(finding.rule, finding.node) for finding in found] == [("scale-dtype", "quantize")]
+
+
+def test_int4_blocks_without_quantized_activations_are_fine() -> None:
+    model = Case("", "", "", swap(WEIGHT_ONLY, other_type("int4"), *BLOCKS)).model()
+    for target in TARGETS:
+        assert findings(model, target) == []
+    assert engines.tensorrt(model) == ""
+
+
+def test_scales_computed_from_constants_are_constants() -> None:
+    text = swap(
+        GOOD,
+        (SCALE, "float s0 = {0.2}, float s1 = {0.1}"),
+        ("{\n  [quantize]", "{\n  s = Mul(s0, s1)\n  [quantize]"),
+    )
+    for target in TARGETS:
+        assert findings(Case("", "", "", text).model(), target) == []
+
+
+def test_a_scale_of_one_element_is_one_scale() -> None:
+    text = swap(GOOD, (f"{SCALE}, {ZERO}", "float[1] s = {0.02}, int8[1] z = {0}"))
+    for target in TARGETS:
+        assert findings(Case("", "", "", text).model(), target) == []
+
+
+def test_openvino_is_wrong_with_a_negative_activation_scale() -> None:
+    model = Case("", "", "", swap(GOOD, (SCALE, "float s = {-0.02}"))).model()
+    assert [finding.node for finding in findings(model, "openvino")] == ["quantize", "dequantize"]
+    assert engines.openvino(model) == "wrong"

@@ -1,0 +1,199 @@
+"""Shared quantizers, attention and decomposed operators: each planted, found, and held against the engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.toolchain.rules import engines
+from tests.toolchain.rules.planted import (
+    GOOD,
+    HEAD,
+    SCALE,
+    SIZE,
+    SUM,
+    WEIGHT,
+    ZERO,
+    Case,
+    cases,
+    check_found,
+    check_onnxruntime,
+    check_tensorrt,
+    numbers,
+    same,
+    swap,
+)
+from toolchain.rules import TARGETS, findings
+
+SECOND = f"int8[{SIZE}, {SIZE}] v = {numbers(SIZE * SIZE, seed=3)}"
+TWO_LAYERS = (
+    (WEIGHT, f"{WEIGHT}, {SECOND}"),
+    (SUM, "vd = DequantizeLinear<axis = 1>(v, ws)\n  q = MatMul(xd, vd)\n  r = Add(p, q)\n  y = Add(r, b)"),
+)
+OWN_PAIR = "xr = QuantizeLinear(x, s2, z)\n  xe = DequantizeLinear(xr, s2, z)\n  "
+ATTENTION = f"""{HEAD}
+g (float[2, 5, {SIZE}] x) => (float[2, 5, {SIZE}] y)
+<float s = {{0.02}}, float t = {{0.0078125}}, int8 z = {{0}}, float c = {{0.25}}>
+{{
+  k = Transpose<perm = [0, 2, 1]>(x)
+  scores = MatMul(x, k)
+  scaled = Mul(scores, c)
+  [softmax] p = Softmax<axis = -1>(scaled)
+  y = MatMul(p, x)
+}}"""
+QUANTIZED_SCORES = (
+    "scores = MatMul(x, k)",
+    "aq = QuantizeLinear(x, s, z)\n  a = DequantizeLinear(aq, s, z)\n  bq = QuantizeLinear(k, s, z)"
+    "\n  b = DequantizeLinear(bq, s, z)\n  scores = MatMul(a, b)",
+)
+QUANTIZED_OUTPUT = (
+    "y = MatMul(p, x)",
+    "pq = QuantizeLinear(p, t, z)\n  pd = DequantizeLinear(pq, t, z)\n  y = MatMul(pd, x)",
+)
+LAYER_NORM = f"""<ir_version: 10, opset_import: ["" : 17]>
+g (float[1, 5, {SIZE}] x) => (float[1, 5, {SIZE}] y)
+<float two = {{2.0}}, float eps = {{0.00001}},
+ float[{SIZE}] g = {same(SIZE, "1.5")}, float[{SIZE}] b = {same(SIZE, "0.5")}>
+{{
+  m = ReduceMean<axes = [-1]>(x)
+  d = Sub(x, m)
+  q = Pow(d, two)
+  v = ReduceMean<axes = [-1]>(q)
+  e = Add(v, eps)
+  [root] r = Sqrt(e)
+  n = Div(d, r)
+  h = Mul(n, g)
+  y = Add(h, b)
+}}"""
+GELU = f"""<ir_version: 10, opset_import: ["" : 17]>
+g (float[1, 5, {SIZE}] x) => (float[1, 5, {SIZE}] y)
+<float c = {{1.4142135}}, float one = {{1.0}}, float half = {{0.5}}>
+{{
+  d = Div(x, c)
+  [erf] e = Erf(d)
+  a = Add(e, one)
+  m = Mul(x, a)
+  y = Mul(m, half)
+}}"""
+TANH = "[erf] e = Tanh(d)"
+CASES = [
+    Case(
+        "one pair, two layers",
+        "shared-quantizer",
+        "quantize",
+        swap(GOOD, *TWO_LAYERS),
+        tensorrt="",
+        onnxruntime="float",
+    ),
+    Case(
+        "two dequantizers",
+        "shared-quantizer",
+        "quantize",
+        swap(
+            GOOD,
+            *TWO_LAYERS,
+            ("vd = ", "xe = DequantizeLinear(xq, s, z)\n  vd = "),
+            ("MatMul(xd, vd)", "MatMul(xe, vd)"),
+        ),
+        onnxruntime="float",
+    ),
+    Case(
+        "the same quantizer twice",
+        "shared-quantizer",
+        "again",
+        swap(
+            GOOD,
+            *TWO_LAYERS,
+            ("vd = ", "[again] " + OWN_PAIR.replace("s2", "s") + "vd = "),
+            ("MatMul(xd, vd)", "MatMul(xe, vd)"),
+        ),
+        onnxruntime="float",
+    ),
+    Case(
+        "equal scales, one zero point",
+        "shared-quantizer",
+        "again",
+        swap(
+            GOOD,
+            *TWO_LAYERS,
+            (SCALE, f"{SCALE}, float s2 = {{0.02}}"),
+            ("vd = ", "[again] " + OWN_PAIR + "vd = "),
+            ("MatMul(xd, vd)", "MatMul(xe, vd)"),
+        ),
+        onnxruntime="float",
+    ),
+    Case("the scores", "int8-attention", "softmax", swap(ATTENTION, QUANTIZED_SCORES), tensorrt=""),
+    Case("the probabilities", "int8-attention", "softmax", swap(ATTENTION, QUANTIZED_OUTPUT), tensorrt=""),
+    Case(
+        "the probabilities over their row's largest",
+        "int8-attention",
+        "softmax",
+        swap(
+            ATTENTION,
+            QUANTIZED_OUTPUT,
+            ("pq = ", "top = ReduceMax(p)\n  over = Div(p, top)\n  pq = "),
+            ("Linear(p, t", "Linear(over, t"),
+        ),
+    ),
+    Case("squares by Pow", "decomposed-layernorm", "root", LAYER_NORM, tensorrt=""),
+    Case("squares by Mul", "decomposed-layernorm", "root", swap(LAYER_NORM, ("Pow(d, two)", "Mul(d, d)")), tensorrt=""),
+    Case("Erf", "decomposed-gelu", "erf", GELU, tensorrt=""),
+    Case("Tanh", "decomposed-gelu", "erf", swap(GELU, ("[erf] e = Erf(d)", TANH)), tensorrt=""),
+    Case(
+        "with quantizers between, as quantize_static writes it",
+        "decomposed-gelu",
+        "erf",
+        swap(
+            GELU,
+            ("float c", "float s = {0.01}, int8 z = {0}, float c"),
+            ("a = Add(e, one)", "eq = QuantizeLinear(e, s, z)\n  ed = DequantizeLinear(eq, s, z)\n  a = Add(ed, one)"),
+        ),
+        tensorrt="",
+    ),
+]
+
+
+@cases(CASES)
+def test_the_planted_fault_is_the_only_finding(case: Case) -> None:
+    check_found(case)
+
+
+@cases(CASES, "tensorrt")
+def test_tensorrt_does_what_the_rule_says(case: Case) -> None:
+    check_tensorrt(case)
+
+
+@cases(CASES, "onnxruntime")
+def test_onnxruntime_does_what_the_rule_says(case: Case) -> None:
+    check_onnxruntime(case)
+
+
+def test_two_quantizers_with_zero_points_of_their_own_are_two() -> None:
+    pair = ("vd = ", "xr = QuantizeLinear(x, s, z2)\n  xe = DequantizeLinear(xr, s, z2)\n  vd = ")
+    text = swap(GOOD, *TWO_LAYERS, (ZERO, f"{ZERO}, int8 z2 = {{0}}"), pair, ("MatMul(xd, vd)", "MatMul(xe, vd)"))
+    model = Case("", "", "", text).model()
+    assert findings(model, "ort") == []
+    assert engines.onnxruntime(model) == "integer"
+
+
+def test_an_unsigned_quantizer_may_be_shared() -> None:
+    model = Case("", "", "", swap(GOOD, *TWO_LAYERS, (ZERO, "uint8 z = {128}"))).model()
+    assert findings(model, "ort") == []
+    assert engines.onnxruntime(model) == "integer"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_float_attention_is_clean(target: str) -> None:
+    assert findings(Case("", "", "", ATTENTION).model(), target) == []
+
+
+def test_an_attention_node_with_dequantized_inputs_is_found() -> None:
+    text = f"""<ir_version: 11, opset_import: ["" : 23]>
+    g (float[2, 5, {SIZE}] x) => (float[2, 5, {SIZE}] y)
+    <float s = {{0.02}}, int8 z = {{0}}>
+    {{
+      xq = QuantizeLinear(x, s, z)
+      xd = DequantizeLinear(xq, s, z)
+      [attention] y = Attention<q_num_heads = 4, kv_num_heads = 4>(xd, xd, xd)
+    }}"""
+    (finding,) = findings(Case("", "", "", text).model(), "tensorrt")
+    assert (finding.rule, finding.node) == ("int8-attention", "attention")

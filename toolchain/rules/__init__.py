@@ -1,0 +1,48 @@
+"""The rules a graph is held to on each target: one file a family, one small function a rule."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from toolchain.rules import bias, integers, operators, scales, structure
+from toolchain.rules.rule import TARGETS, Finding, Rule, Verdict
+
+RULES: tuple[Rule, ...] = (
+    integers.zero_point,
+    integers.uint8,
+    integers.weight_zero_point,
+    integers.zero_point_missing,
+    integers.int16,
+    integers.uint4,
+    integers.int4_cast,
+    integers.int4_activations,
+    integers.weight_minus_128,
+    scales.scale_dtype,
+    scales.scale_constant,
+    scales.scale_positive,
+    scales.weight_axis,
+    scales.activation_per_channel,
+    scales.block_activations,
+    bias.bias_int32,
+    bias.bias_shape,
+    bias.gemm_bias,
+    operators.tensorrt_operator,
+    operators.openvino_operator,
+    operators.openvino_float_operator,
+    operators.s8s8_operator,
+    operators.u8u8_operator,
+    operators.opset,
+    structure.shared_quantizer,
+    structure.int8_attention,
+    structure.decomposed_layernorm,
+    structure.decomposed_gelu,
+)
+
+
+def findings(model: ir.Model, target: str) -> list[Finding]:
+    """Everything in ``model`` that breaks a rule of ``target`` (one of :data:`TARGETS`), errors first."""
+    found = [finding for rule in RULES for finding in rule.check(model, target)]
+    return sorted(found, key=lambda finding: finding.severity != "error")
+
+
+__all__ = ["RULES", "TARGETS", "Finding", "Rule", "Verdict", "findings"]

@@ -1,0 +1,158 @@
+"""Rules on how nodes hang together: what a target fuses, and what keeps it from fusing."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import onnx_ir as ir
+
+from toolchain.passes.match import constant
+from toolchain.rules.graph import (
+    DEQUANTIZE,
+    LAYOUT,
+    QUANTIZE,
+    foldable,
+    given,
+    integer_type,
+    nodes,
+    producer,
+    readers,
+)
+from toolchain.rules.rule import Hit, error, rule, warning
+
+_BEFORE_SOFTMAX = (*LAYOUT, "Add", "Mul", "Div", "Where")
+
+
+@rule(
+    "shared-quantizer",
+    "one signed quantizer for several layers",
+    next="give each reader its own QuantizeLinear and DequantizeLinear, with its own zero point initializer, or make "
+    "one layer of the readers (q, k, v)",
+    ort=error(
+        "the signed quantizer is not made unsigned and its layers stay float MatMuls: DeiT-S 47.6 ms against 27.0; "
+        "equal quantizers with one zero point initializer are merged first (ONNX Runtime 1.31.1)"
+    ),
+)
+def shared_quantizer(model: ir.Model) -> Iterator[Hit]:
+    """An INT8 QuantizeLinear that reaches more than one reader, one of them a product, or repeats another one."""
+    seen: dict[Hashable, ir.Node] = {}
+    for node in nodes(model, QUANTIZE):
+        if integer_type(node) != ir.DataType.INT8 or foldable(node.inputs[0]):
+            continue
+        dequantizers = readers(node)
+        behind = [user for reader in dequantizers if reader.op_type == DEQUANTIZE for user in readers(reader)]
+        if not any(user.op_type in ("MatMul", "Gemm") for user in behind):
+            continue
+        if len(dequantizers) > 1 or len(behind) > 1:
+            count = max(len(dequantizers), len(behind))
+            yield Hit(node, f"its output feeds more than one layer: {count} readers")
+        same = seen.setdefault(_identity(node), node)
+        if same is not node:
+            yield Hit(node, f"it equals {same.name or same.outputs[0].name}")
+
+
+@rule(
+    "int8-attention",
+    "integers around the softmax",
+    next="leave both attention products in float unless a measurement on the device says otherwise",
+    ort=warning(
+        "it gains nothing: DeiT-S 27.5 ms against 27.0, DeiT-B 73.2 against 67.6 (ONNX Runtime 1.31.1, 1 thread)"
+    ),
+    tensorrt=warning(
+        "it can keep attention from fusing: TensorRT-RTX 1.7.1 has no fused INT8 attention for any head size or GPU "
+        "tried; TensorRT documents it for head sizes 16, 32, 64 and 512 tokens at most"
+    ),
+)
+def int8_attention(model: ir.Model) -> Iterator[Hit]:
+    """A Softmax whose output or whose scores' factors are quantized; an Attention with dequantized inputs."""
+    for node in nodes(model, "Softmax", "Attention"):
+        if node.op_type == "Attention":
+            if any(producer(given(node, index), DEQUANTIZE) for index in range(3)):
+                yield Hit(node, "its inputs are dequantized")
+        elif _quantized_scores(node.inputs[0]):
+            yield Hit(node, "the product before it has quantized factors")
+        elif _reaches_quantizer(node):
+            yield Hit(node, "its output is quantized")
+
+
+@rule(
+    "decomposed-layernorm",
+    "LayerNorm written out as ReduceMean, Sub, Pow, Sqrt, Div",
+    next="export LayerNormalization (opset 17 or later)",
+    tensorrt=warning(
+        "only the one node is documented to fuse with the quantizer behind it; built, the seven nodes may stay apart"
+    ),
+)
+def decomposed_layernorm(model: ir.Model) -> Iterator[Hit]:
+    """Sqrt of a mean of squares of what was centred, with an epsilon."""
+    for node in nodes(model, "Sqrt"):
+        add = producer(given(node, 0), "Add")
+        means = [producer(value, "ReduceMean") for value in add.inputs] if add is not None else []
+        square = next((producer(mean.inputs[0], "Pow", "Mul") for mean in means if mean is not None), None)
+        if square is not None and producer(square.inputs[0], "Sub") is not None:
+            yield Hit(node, "it takes the root of a variance that other nodes compute")
+
+
+@rule(
+    "decomposed-gelu",
+    "GELU written out with Erf or Tanh",
+    next="export Gelu (opset 20 or later)",
+    tensorrt=warning(
+        "only the one node is documented to fuse, with the quantizer behind it, into the layer before it; written out "
+        "it may stay apart"
+    ),
+)
+def decomposed_gelu(model: ir.Model) -> Iterator[Hit]:
+    """Erf or Tanh, plus one, times something."""
+    for node in nodes(model, "Erf", "Tanh"):
+        added = [user for user in _onward(node) if user.op_type == "Add"]
+        plus_one = any(foldable(value) for user in added for value in user.inputs)
+        if plus_one and any(user.op_type == "Mul" for add in added for user in _onward(add)):
+            yield Hit(node, f"{node.op_type}, Add and Mul in place of one Gelu")
+
+
+def _onward(node: ir.Node) -> list[ir.Node]:
+    """Who reads the output, quantizers looked through."""
+    found = []
+    for user in readers(node):
+        found += _onward(user) if user.op_type in (QUANTIZE, DEQUANTIZE) else [user]
+    return found
+
+
+def _identity(quantize: ir.Node) -> Hashable:
+    """What ONNX Runtime compares: attributes, tensors by name, but a scale of one element by its value."""
+    attributes = tuple(sorted((name, str(value.value)) for name, value in quantize.attributes.items()))
+    value, scale, *rest = quantize.inputs
+    number = constant(scale)
+    return (
+        id(value),
+        float(number.item()) if number is not None and number.size == 1 else id(scale),
+        *map(id, rest),
+        attributes,
+    )
+
+
+def _quantized_scores(value: ir.Value | None) -> bool:
+    """Whether the scores come from a MatMul of two dequantized, computed factors, through scale, mask and layout."""
+    pending, seen = [value], set[int]()
+    while pending:
+        current = pending.pop()
+        node = current.producer() if current is not None else None
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.op_type == "MatMul":
+            factors = [producer(factor, DEQUANTIZE) for factor in node.inputs]
+            if all(factor is not None and not foldable(factor.inputs[0]) for factor in factors):
+                return True
+        elif node.op_type in (*_BEFORE_SOFTMAX, DEQUANTIZE, QUANTIZE):
+            pending += node.inputs
+    return False
+
+
+def _reaches_quantizer(node: ir.Node) -> bool:
+    """Whether the output is quantized, through layout nodes and a division or product by what scales a row."""
+    return any(
+        user.op_type == QUANTIZE or (user.op_type in (*LAYOUT, "Div", "Mul") and _reaches_quantizer(user))
+        for user in readers(node)
+    )
