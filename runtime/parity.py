@@ -1,7 +1,8 @@
 """``python -m runtime.parity BUNDLE``: does the engine compute what was calibrated, integer by integer?
 
-The integers are those of the graph ONNX Runtime really executes: its optimized form, every tap exposed, loaded with
-the optimizer off so that the fused kernels stay. Two comparisons with the golden vectors:
+The integers are those of the graph the engine really executes, every tap exposed. ONNX Runtime: its optimized form,
+loaded with the optimizer off so that the fused kernels stay. OpenVINO: the stored graph, whose kernels an output more
+leaves as they are. Two comparisons with the golden vectors:
 
 aligned  every tap's readers are fed the golden integers, so each quantizer, and the logits, are judged on the
          reference's own inputs. Every operation of the graph lies between two taps, so a fault has nowhere to hide.
@@ -25,13 +26,12 @@ from typer import Exit
 
 from runtime import cli, machine
 from runtime.backends.base import backend_class, open_engine
-from runtime.backends.ort import make_session, optimized_bytes, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from runtime.golden import Golden
-from runtime.onnx_wire import cut, read_graph, with_extra_outputs
-from runtime.quantizers import Quantizer, locate
+from runtime.onnx_wire import cut, with_extra_outputs
+from runtime.quantizers import Quantizer
 
 MAX_LSB = 1
 MAX_MISMATCH_PERCENT = 0.1
@@ -107,16 +107,12 @@ def compare(quantizer: Quantizer, engine: npt.NDArray[np.generic], golden: Golde
 
 
 def _run(
-    model: bytes, bundle: Bundle, feeds: dict[str, Any], quantizers: list[Quantizer], threads: int
+    model: bytes, bundle: Bundle, feeds: dict[str, Any], quantizers: list[Quantizer], threads: int, backend: str
 ) -> dict[str, Any]:
     """The logits and every tap's tensor, by name."""
-    where = str(bundle.file("graph", "ort"))
-    session = make_session(model, threads=threads, optimize=False, where=where)
     names = list(dict.fromkeys([bundle.manifest.output_name, *(quantizer.tensor for quantizer in quantizers)]))
-    try:
-        return dict(zip(names, session.run(names, feeds), strict=True))
-    except Exception as error:
-        raise IntvitError("ONNX Runtime failed while running", where=where, why=str(error)) from error
+    where = str(bundle.file("graph", backend))
+    return backend_class(backend).run_graph(model, feeds, names, threads=threads, where=where)
 
 
 def _failures(taps: list[TapParity], logits_db: float, free_db: float, quantization_db: float) -> list[str]:
@@ -144,22 +140,17 @@ def check(bundle: Bundle, *, backend: str = "ort", threads: int | None = None) -
     Raises:
         IntvitError: a tap is not in the executed graph, or the graph does not load or run.
     """
-    backend_class(backend)
-    path, golden = bundle.file("graph", "ort"), bundle.golden()
-    used = threads or machine.available_cores()
-    plain = path.read_bytes()
-    refuse_external(plain, str(path))
-    executed = optimized_bytes(plain, where=str(path))
-    quantizers = locate(bundle.manifest.taps, read_graph(plain), read_graph(executed), where=str(path))
+    executed, quantizers = backend_class(backend).tapped(bundle)
+    golden, used = bundle.golden(), threads or machine.available_cores()
     if not quantizers and any(layer.activation_bits <= 8 for layer in bundle.manifest.layers):
         raise IntvitError("the manifest names no taps: nothing to compare", where=str(bundle.root))
     exposed = with_extra_outputs(executed, [quantizer.tensor for quantizer in quantizers])
     images = {bundle.manifest.input_name: golden.images}
 
-    free = _run(exposed, bundle, images, quantizers, used)
+    free = _run(exposed, bundle, images, quantizers, used, backend)
     free_results = [compare(quantizer, free[quantizer.tensor], golden) for quantizer in quantizers]
     del free
-    aligned = _run_aligned(exposed, bundle, golden, quantizers, used)
+    aligned = _run_aligned(exposed, bundle, golden, quantizers, used, backend)
     taps = [
         TapParity(quantizer.tap.name, *compare(quantizer, aligned[quantizer.tensor], golden), *free_result)
         for quantizer, free_result in zip(quantizers, free_results, strict=True)
@@ -178,7 +169,7 @@ def check(bundle: Bundle, *, backend: str = "ort", threads: int | None = None) -
 
 
 def _run_aligned(
-    exposed: bytes, bundle: Bundle, golden: Golden, quantizers: list[Quantizer], threads: int
+    exposed: bytes, bundle: Bundle, golden: Golden, quantizers: list[Quantizer], threads: int, backend: str
 ) -> dict[str, Any]:
     """:func:`_run` with every tap's readers fed the golden integers."""
     feeds: dict[str, Any] = {bundle.manifest.input_name: golden.images}
@@ -190,7 +181,7 @@ def _run_aligned(
         name = f"intvit_golden_{index}"
         cuts[quantizer.tensor] = (name, quantizer.elem_type, reference.shape)
         feeds[name] = quantizer.from_reference(reference)
-    return _run(cut(exposed, cuts), bundle, feeds, quantizers, threads)
+    return _run(cut(exposed, cuts), bundle, feeds, quantizers, threads, backend)
 
 
 def show(result: Parity, console: Console) -> None:

@@ -13,6 +13,7 @@ from runtime.backends import BACKENDS, backend_class, open_engine
 from runtime.backends import ort as backend
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.registry import compile_key
 from tests.runtime.tiny import Spec, reference, rehash
 
 
@@ -107,7 +108,7 @@ def test_weights_in_another_file_are_refused(bundle_copy: Path) -> None:
 
 def test_the_key_follows_everything_that_decides_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(graph: str = "a") -> str:
-        return backend.compile_key(backend.compile_inputs(graph))
+        return compile_key(backend.compile_inputs(graph))
 
     base = key()
     assert key() == base != key("b")
