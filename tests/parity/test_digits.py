@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,16 @@ from toolchain.passes.match import set_constant
 from toolchain.targets import ort
 
 SCHEMES = ("w8a8", "w4a8", "w4a4", "w3a8")
+BACKENDS = (
+    "ort",
+    pytest.param(
+        "openvino",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("openvino") is None,
+            reason="OpenVINO is not installed: pip install intvit[openvino]",
+        ),
+    ),
+)
 
 
 def tiny_vit() -> tuple[nn.Module, ModelSpec]:
@@ -64,11 +75,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Made]
     return make
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_engine_computes_what_was_calibrated(made: Callable[[str, str], Made], network: str, scheme: str) -> None:
+def test_the_engine_computes_what_was_calibrated(
+    made: Callable[[str, str], Made], network: str, scheme: str, backend: str
+) -> None:
     one = made(network, scheme)
-    result = check(Bundle.open(one.folder), threads=1)
+    result = check(Bundle.open(one.folder), backend=backend, threads=1)
     assert result.failures == ()
     assert result.ok
     assert [tap.name for tap in result.taps] == list(one.model.layers())
@@ -125,8 +139,8 @@ def test_every_rung_of_the_ladder_agrees(made: Callable[[str, str], Made], netwo
         assert sqnr_db(fake_quant, logits) > 35, name
 
 
-def spoiled(folder: Path, tmp_path: Path, change: Callable[[ir.Model], None]) -> Bundle:
-    return alter_graph(Path(shutil.copytree(folder, tmp_path / "bundle")), change)
+def spoiled(folder: Path, tmp_path: Path, change: Callable[[ir.Model], None], target: str) -> Bundle:
+    return alter_graph(Path(shutil.copytree(folder, tmp_path / "bundle")), change, target)
 
 
 def scale_weights(model: ir.Model) -> None:
@@ -149,10 +163,12 @@ def change_one_weight(model: ir.Model) -> None:
     set_constant(value, weights)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("fault", [scale_weights, change_a_step, change_one_weight])
 def test_a_fault_in_the_graph_is_seen(
-    made: Callable[[str, str], Made], tmp_path: Path, fault: Callable[[ir.Model], None]
+    made: Callable[[str, str], Made], tmp_path: Path, fault: Callable[[ir.Model], None], backend: str
 ) -> None:
-    result = check(spoiled(made("vit_digits", "w8a8").folder, tmp_path, fault), threads=1)
+    spoilt = spoiled(made("vit_digits", "w8a8").folder, tmp_path, fault, backend)
+    result = check(spoilt, backend=backend, threads=1)
     assert not result.ok
     assert result.failures
