@@ -76,7 +76,7 @@ def executing(layer: Layer, nodes: Sequence[ExecutedNode]) -> ExecutedNode | Non
     for node in nodes:
         if node.kind not in PRODUCTS:
             continue
-        for source in node.sources:
+        for source in (node.name, *node.sources):
             if source == layer.tensor or source.startswith(f"{layer.tensor}/") or source == f"{stem}/Add":
                 return node
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,22 +16,13 @@ from calib.calibrated import CalibratedModel
 from calib.models import ModelSpec
 from runtime.bundle import Bundle
 from runtime.parity import check, sqnr_db
+from tests.conftest import BACKENDS
 from tests.toolchain.nets import alter_graph, calibrated, digits, noise, run, spec_of, swin, vit, write_bundle
 from toolchain.graph import canonical_graph
 from toolchain.passes.match import set_constant
 from toolchain.targets import ort
 
 SCHEMES = ("w8a8", "w4a8", "w4a4", "w3a8")
-BACKENDS = (
-    "ort",
-    pytest.param(
-        "openvino",
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("openvino") is None,
-            reason="OpenVINO is not installed: pip install intvit[openvino]",
-        ),
-    ),
-)
 
 
 def tiny_vit() -> tuple[nn.Module, ModelSpec]:
