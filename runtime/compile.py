@@ -22,7 +22,7 @@ from runtime.backends import openvino
 from runtime.backends.base import Images, Logits, backend_class, refuse_external
 from runtime.backends.openvino_nodes import executed_nodes
 from runtime.backends.openvino_nodes import execution as openvino_execution
-from runtime.backends.ort import compile_inputs, make_session, optimized_bytes
+from runtime.backends.ort import compile_inputs, fused, make_session, optimized_bytes
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.execution import Execution, execution, warnings
@@ -79,7 +79,7 @@ class _Tools:
 
 def _ort_logits(model: bytes, compiled: bool, images: Images) -> Logits:
     where = "the compiled engine" if compiled else "the graph"
-    session = make_session(model, threads=1, optimize=not compiled, where=where)
+    session = make_session(model if compiled else fused(model), threads=1, optimize=not compiled, where=where)
     logits: Logits = session.run(None, {session.get_inputs()[0].name: images})[0]
     return logits
 

@@ -6,9 +6,10 @@ Scan are not looked into; the graphs of a bundle have none.
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
@@ -26,10 +27,12 @@ from runtime.wire import (
     text_field,
 )
 
-FLOAT, UINT8, INT8, INT4 = 1, 2, 3, 22
-_MODEL_GRAPH = 7
+FLOAT, UINT8, INT8, INT64, INT4 = 1, 2, 3, 7, 22
+_MODEL_GRAPH, _MODEL_OPSET = 7, 8
+_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_DOMAIN = 1, 2, 3, 4, 7
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+_ATTR_NAME, _ATTR_INT, _ATTR_INTS = 1, 3, 8
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 2, 5, 8, 9, 14
 
 CutTo: TypeAlias = tuple[str, int, Sequence["int | str"]]
@@ -37,13 +40,17 @@ CutTo: TypeAlias = tuple[str, int, Sequence["int | str"]]
 
 @dataclass(frozen=True)
 class Node:
-    """One operator: ``domain`` is empty for the standard operators; missing optional inputs are empty names."""
+    """One operator: ``domain`` is empty for the standard operators; missing optional inputs are empty names.
+
+    ``integers`` are its integer attributes, single ones as one number, by name.
+    """
 
     op_type: str
     name: str
     domain: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    integers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,12 @@ class Initializer:
     raw: memoryview
     int32_data: tuple[int, ...]
     external: bool
+
+    def integers(self) -> tuple[int, ...]:
+        """The values of an int64 tensor stored raw; empty for any other."""
+        if self.data_type != INT64:
+            return ()
+        return struct.unpack(f"<{len(self.raw) // 8}q", self.raw)
 
     def scalar(self) -> int | None:
         """The first value of an int8 or uint8 tensor, None for any other tensor or an empty one."""
@@ -111,6 +124,7 @@ def _numbers(kind: int, value: int, payload: memoryview) -> list[int]:
 
 def _node(data: memoryview) -> Node:
     inputs, outputs, name, op_type, domain = [], [], "", "", ""
+    integers: dict[str, tuple[int, ...]] = {}
     for number, kind, _, payload in fields(data):
         if kind != BYTES:
             continue
@@ -124,7 +138,19 @@ def _node(data: memoryview) -> Node:
             op_type = text(payload)
         elif number == _NODE_DOMAIN:
             domain = text(payload)
-    return Node(op_type, name, "" if domain == "ai.onnx" else domain, tuple(inputs), tuple(outputs))
+        elif number == _NODE_ATTRIBUTE:
+            integers.update(_integer_attribute(payload))
+    return Node(op_type, name, "" if domain == "ai.onnx" else domain, tuple(inputs), tuple(outputs), integers)
+
+
+def _integer_attribute(data: memoryview) -> dict[str, tuple[int, ...]]:
+    name, values = "", list[int]()
+    for number, kind, value, payload in fields(data):
+        if number == _ATTR_NAME:
+            name = text(payload)
+        elif number in (_ATTR_INT, _ATTR_INTS) and kind in (VARINT, BYTES):
+            values += _numbers(kind, value, payload)
+    return {name: tuple(values)} if values else {}
 
 
 def _initializer(data: memoryview) -> Initializer:
@@ -184,6 +210,21 @@ def read_graph(model: bytes) -> Graph:
         elif number == _GRAPH_OUTPUT:
             outputs.append(_value_name(payload))
     return Graph(tuple(nodes), tuple(initializers), tuple(inputs), tuple(outputs))
+
+
+def standard_opset(model: bytes) -> int:
+    """The version of the standard operators that an ONNX file's bytes ask for; 0 where they ask for none.
+
+    Raises:
+        IntvitError: the bytes are malformed.
+    """
+    for number, kind, _, payload in fields(memoryview(model)):
+        if number == _MODEL_OPSET and kind == BYTES:
+            parts = {part[0]: part for part in fields(payload)}
+            domain = text(parts[_OPSET_DOMAIN][3]) if _OPSET_DOMAIN in parts else ""
+            if domain in ("", "ai.onnx") and _OPSET_VERSION in parts:
+                return parts[_OPSET_VERSION][2]
+    return 0
 
 
 def op_histogram(model: bytes) -> dict[str, int]:

@@ -112,7 +112,7 @@ def _run(
     """The logits and every tap's tensor, by name."""
     names = list(dict.fromkeys([bundle.manifest.output_name, *(quantizer.tensor for quantizer in quantizers)]))
     where = str(bundle.file("graph", backend))
-    return backend_class(backend).run_graph(model, feeds, names, threads=threads, where=where)
+    return backend_class(backend).run_graph(model, names, feeds, threads=threads, where=where)
 
 
 def _failures(taps: list[TapParity], logits_db: float, free_db: float, quantization_db: float) -> list[str]:

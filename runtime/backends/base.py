@@ -86,9 +86,9 @@ class EngineClass(Protocol):
         ...
 
     def run_graph(
-        self, model: bytes, feeds: Mapping[str, Any], names: Sequence[str], *, threads: int, where: str
+        self, model: bytes, names: Sequence[str], feeds: Mapping[str, Any], *, threads: int, where: str
     ) -> dict[str, Any]:
-        """Tensors, by name, that :meth:`tapped`'s graph makes of ``feeds``, its taps exposed or cut by now.
+        """The tensors ``names`` that :meth:`tapped`'s graph makes of ``feeds``, its taps exposed or cut by now.
 
         Raises:
             IntvitError: it does not load or run.

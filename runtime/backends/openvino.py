@@ -268,7 +268,7 @@ class OpenVinoEngine:
 
     @staticmethod
     def run_graph(
-        model: bytes, feeds: Mapping[str, Any], names: Sequence[str], *, threads: int, where: str
+        model: bytes, names: Sequence[str], feeds: Mapping[str, Any], *, threads: int, where: str
     ) -> dict[str, Any]:
         """See :meth:`runtime.backends.base.EngineClass.run_graph`."""
         loaded = load(model, where=where)

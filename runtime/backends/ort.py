@@ -16,11 +16,14 @@ from runtime.backends.base import Images, Logits, check_images, check_logits, re
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import write_error
+from runtime.fusions import VERSION as FUSIONS
+from runtime.fusions import fold_biases, fuse_attention
 from runtime.onnx_wire import read_graph
 from runtime.quantizers import Quantizer, locate
 from runtime.registry import EngineRecord, find_engine
 
 _PROVIDER = "CPUExecutionProvider"
+FUSED_ATTENTION = (1, 24)  # the first version with a kernel for Attention and for everything else in opset 23
 
 
 def graph_options() -> dict[str, str]:
@@ -87,8 +90,21 @@ def make_session(
         ) from error
 
 
+def fused(model: bytes) -> bytes:
+    """``model``, an ONNX file's bytes, with what this version of ONNX Runtime has fused operators for written so.
+
+    Raises:
+        IntvitError: the bytes are malformed.
+    """
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    return fuse_attention(model) if version >= FUSED_ATTENTION else model
+
+
 def optimized_bytes(model: bytes, *, where: str = "") -> bytes:
-    """The graph as ONNX Runtime's optimizer leaves it on this machine; ``model`` and the result are ONNX files' bytes.
+    """The graph an integer engine executes on this machine, to be loaded with the optimizer off.
+
+    ``model`` and the result are ONNX files' bytes; the result is :func:`fused`, passed through ONNX Runtime's optimizer
+    and the rewrites of :mod:`runtime.fusions` that come after it.
 
     Raises:
         IntvitError: the model does not load, or the temporary directory has no room for it.
@@ -101,8 +117,8 @@ def optimized_bytes(model: bytes, *, where: str = "") -> bytes:
                 hint = "free some space, or set TMPDIR to a directory that has it"
                 raise IntvitError("the disk is full", where=folder, why=why, next=hint)
             path = Path(folder) / "optimized.onnx"
-            make_session(model, threads=1, save_to=path, where=where)
-            return path.read_bytes()
+            make_session(fused(model), threads=1, save_to=path, where=where)
+            return fold_biases(path.read_bytes())
     except OSError as error:
         raise write_error(Path(tempfile.gettempdir()), error) from error
 
@@ -114,6 +130,7 @@ def compile_inputs(graph_sha256: str) -> dict[str, Any]:
         "onnxruntime": ort.__version__,
         "cpu_flags": machine.integer_flags(),
         "options": graph_options(),
+        "fusions": FUSIONS,
     }
 
 
@@ -127,7 +144,9 @@ class OrtEngine:
 
     name = "ort"
 
-    def __init__(self, bundle: Bundle, path: Path, *, threads: int | None, compiled: EngineRecord | None) -> None:
+    def __init__(
+        self, bundle: Bundle, path: Path, *, threads: int | None, compiled: EngineRecord | None, twin: bool = False
+    ) -> None:
         size = bundle.manifest.preprocess
         self.input_shape: tuple[int, int, int] = (size.channels, size.height, size.width)
         self.num_classes = bundle.manifest.num_classes
@@ -137,7 +156,9 @@ class OrtEngine:
         self._path = path
         model = path.read_bytes()
         refuse_external(model, str(path))
-        session = make_session(model, threads=self._threads, optimize=compiled is None, where=str(path))
+        if compiled is None:
+            model = fused(model) if twin else optimized_bytes(model, where=str(path))
+        session = make_session(model, threads=self._threads, optimize=twin, where=str(path))
         self._session: Any = session
         found = ([value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()])
         if found != ([self._names[0]], [self._names[1]]):
@@ -161,7 +182,7 @@ class OrtEngine:
         if options:
             raise IntvitError("the ort backend has no options", where="--option", why=f"got {', '.join(options)}")
         if twin:
-            return cls(bundle, bundle.file("float_twin"), threads=threads, compiled=None)
+            return cls(bundle, bundle.file("float_twin"), threads=threads, compiled=None, twin=True)
         compiled = compiled_engine(bundle)
         path = bundle.root / compiled.path if compiled else bundle.file("graph", "ort")
         return cls(bundle, path, threads=threads, compiled=compiled)
@@ -203,7 +224,7 @@ class OrtEngine:
 
     @staticmethod
     def run_graph(
-        model: bytes, feeds: Mapping[str, Any], names: Sequence[str], *, threads: int, where: str
+        model: bytes, names: Sequence[str], feeds: Mapping[str, Any], *, threads: int, where: str
     ) -> dict[str, Any]:
         """See :meth:`runtime.backends.base.EngineClass.run_graph`."""
         session = make_session(model, threads=threads, optimize=False, where=where)

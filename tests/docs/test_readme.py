@@ -17,6 +17,7 @@ from calib.models import PACKAGED, SHORT_NAMES
 from calib.recipes import methods
 from calib.scheme import parse, require_buildable
 from runtime import cli
+from runtime.backends import BACKENDS
 from tests.conftest import REPO
 from toolchain.lowering import TARGETS
 
@@ -89,7 +90,7 @@ def wrong_values(values: dict[str, object]) -> list[str]:
     """Models, schemes, methods, targets and back ends that do not exist; words in capitals stand for anything."""
     wrong = []
     choices: dict[str, list[str]] = {
-        "model": [*SHORT_NAMES, *PACKAGED], "method": methods(), "target": list(TARGETS), "backend": ["ort"],
+        "model": [*SHORT_NAMES, *PACKAGED], "method": methods(), "target": [*TARGETS, "ort,openvino"], "backend": list(BACKENDS),
     }  # fmt: skip
     for name, allowed in choices.items():
         given = values.get(name)

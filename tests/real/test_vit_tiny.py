@@ -61,9 +61,9 @@ def test_w8a8_top1_without_a_real_image(build: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
 def test_engine_and_fake_quant_agree_on_accuracy(build: Any, scheme: str) -> None:
-    """0.3 points, or twice the paired standard error: which borderline pictures flip is chance (docs/parity.md)."""
+    """0.3 points, or three paired standard errors: which borderline pictures flip is chance (docs/parity.md)."""
     reported = build(scheme).reported
-    limit = max(0.3, 2 * reported["engine_minus_fake_quant_stderr"])
+    limit = max(0.3, 3 * reported["engine_minus_fake_quant_stderr"])
     assert abs(reported["engine_top1"] - reported["fake_quant_top1"]) <= limit
 
 

@@ -85,7 +85,9 @@ def test_every_linear_of_vit_digits_is_an_integer_kernel(digits_bundle: Callable
     found = graph.op_histogram()
     blocks = 3
     assert found["MatMulIntegerToFloat"] == 4 * blocks + 2
-    assert found["MatMul"] == 2 * blocks  # the attention products, float
+    attention = found.get("Attention", 0)  # from ONNX Runtime 1.24 one operator, else two float products
+    assert attention in (0, blocks)
+    assert found.get("MatMul", 0) == (0 if attention else 2 * blocks)
     assert found["QuantizeLinear"] == 4 * blocks + 2
     assert "DequantizeLinear" not in found
     assert "Gemm" not in found
