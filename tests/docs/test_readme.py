@@ -90,8 +90,11 @@ def wrong_values(values: dict[str, object]) -> list[str]:
     """Models, schemes, methods, targets and back ends that do not exist; words in capitals stand for anything."""
     wrong = []
     choices: dict[str, list[str]] = {
-        "model": [*SHORT_NAMES, *PACKAGED], "method": methods(), "target": [*TARGETS, "ort,openvino"], "backend": list(BACKENDS),
-    }  # fmt: skip
+        "model": [*SHORT_NAMES, *PACKAGED],
+        "method": methods(),
+        "target": [*TARGETS, ",".join(TARGETS)],
+        "backend": list(BACKENDS),
+    }
     for name, allowed in choices.items():
         given = values.get(name)
         for value in given if isinstance(given, list | tuple) else [given]:
