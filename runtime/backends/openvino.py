@@ -76,8 +76,8 @@ def graph_options(options: OpenVinoOptions) -> dict[str, str]:
     ``DYNAMIC_QUANTIZATION_GROUP_SIZE``: at its default of 32 a weight-only layer has its float activations quantized
     to 8 bits behind our back; 0 keeps them float.
 
-    ``LP_TRANSFORMS_MODE``: on x86 without VNNI or AMX oneDNN's int8 products are not exact (16-bit sums, weights halved
-    against their overflow). There the products run in float, on the same integers.
+    ``LP_TRANSFORMS_MODE``: on x86 without VNNI or AMX oneDNN's int8 products are not exact
+    (docs/decisions/0011-openvino-dialect.md). There the products run in float, on the same integers.
     """
     made = {"INFERENCE_PRECISION_HINT": options.precision, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     return made | ({"LP_TRANSFORMS_MODE": "NO"} if machine.saturating_u8s8() else {})
