@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ BACKENDS: dict[str, str] = {
     "ort": "runtime.backends.ort:OrtEngine",
     "openvino": "runtime.backends.openvino:OpenVinoEngine",
 }
-Precision = Literal["f32", "bf16", "f16"]
 
 Images = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]

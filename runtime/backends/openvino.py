@@ -7,12 +7,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from runtime import machine
-from runtime.backends.base import Images, Logits, Precision, check_images, check_logits, refuse_external
+from runtime.backends.base import Images, Logits, check_images, check_logits, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.onnx_wire import INT8, Graph, read_graph
@@ -20,6 +20,7 @@ from runtime.quantizers import Quantizer
 from runtime.registry import EngineRecord, find_engine
 
 KEPT_BATCHES = 2
+Precision = Literal["f32", "bf16", "f16"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,8 @@ class OpenVinoOptions:
                 hint = f"known: {', '.join(known)}"
                 raise IntvitError(f"unknown option {name!r} of the openvino backend", where="--option", next=hint)
         made = cls(**values)  # type: ignore[arg-type]
-        allowed = get_args(get_type_hints(cls)["precision"])
-        if made.precision not in allowed:
-            hint = f"precision={' or '.join(allowed)}"
+        if made.precision not in get_args(Precision):
+            hint = f"precision={' or '.join(get_args(Precision))}"
             raise IntvitError(f"unknown precision {made.precision!r}", where="--option", next=hint)
         return made
 
