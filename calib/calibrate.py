@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib.align.distill import DistillConfig, Lesson, distill
-from calib.align.inputs import Split, in_batches, layer_inputs, require_finite, sample
+from calib.align.inputs import Split, arguments, in_batches, layer_inputs, require_finite, sample
 from calib.align.layer import LayerConfig, LayerRows, quantize_layer
+from calib.align.product import quantize_product
 from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct
 from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, middle_fold, search_fold
 from calib.allocate import choose_bits
@@ -31,7 +32,7 @@ from calib.models import ModelSpec
 from calib.network import Network
 from calib.quant.families import Segment, Site, block_names, segments
 from calib.quant.linear import QuantLinear
-from calib.quant.surgery import prepare, set_quantized
+from calib.quant.surgery import prepare, products, set_quantized
 from calib.resume import restore, save
 from calib.scheme import Scheme
 
@@ -230,11 +231,26 @@ def _quantize_piece(
                 outputs = teacher.layer_outputs(index, site.name, float_stream[few], config.batch)
             rows = LayerRows(inputs, of_few, outputs, _heads(student, site))
             report.append(quantize_layer(student.get_submodule(site.name), site, rows, config.layer, generator))
+            if site.kind == "qkv":
+                report += _quantize_products(student, piece, quant_stream[few], of_few, config, generator)
     if config.reconstruct is not None and piece.name in block_names(student):
         job = Job(piece, quant_stream, wanted, teacher.suffix(index))
         with clock("reconstruct"):
             report.append(reconstruct(student, job, split, config.reconstruct, seed, config.batch))
     return report
+
+
+def _quantize_products(
+    student: Network, piece: Segment, stream: Tensor, split: Split, config: CalibrateConfig, generator: torch.Generator
+) -> list[dict[str, Any]]:
+    """Both products of the piece's attention, where the scheme has them as integers; its qkv is quantized before."""
+    out = []
+    for name, product in products(student, piece.name).items():
+        fit, held = (
+            arguments(student, piece, name, stream[chosen], config.batch) for chosen in (split.fit, split.held)
+        )
+        out.append(quantize_product(product, name, fit, held, config.layer, generator))
+    return out
 
 
 def _fold_piece(
@@ -287,6 +303,6 @@ def evenly(count: int, most: int) -> Tensor:
 
 
 def set_quantized_piece(student: Network, piece: Segment, on: bool) -> None:
-    """Switch the layers of one piece to their integer or float form."""
-    for site in piece.sites:
-        student.get_submodule(site.name).quantized = on
+    """Switch the layers and attention products of one piece to their integer or float form."""
+    for part in (*(student.get_submodule(site.name) for site in piece.sites), *products(student, piece.name).values()):
+        part.quantized = on

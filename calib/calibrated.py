@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from calib.models import ModelSpec
 from calib.quant.linear import QuantLinear
-from calib.quant.surgery import linears, prepare, set_quantized
+from calib.quant.quantizer import ActQuantizer
+from calib.quant.surgery import linears, prepare, quantizers, set_quantized
 from calib.scheme import Scheme, parse
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
@@ -40,6 +41,10 @@ class CalibratedModel:
         """Quantizable layers by name, in execution order."""
         return linears(self.module)
 
+    def quantizers(self) -> dict[str, ActQuantizer]:
+        """Activation quantizers by the name of their layer or attention operand, in execution order."""
+        return quantizers(self.module)
+
     @torch.no_grad()
     def logits(self, images: Tensor, batch: int = 16) -> Tensor:
         """Fake-quantized logits (B, classes) of normalised images (B, 3, H, W)."""
@@ -48,15 +53,12 @@ class CalibratedModel:
 
     @torch.no_grad()
     def taps(self, images: Tensor) -> dict[str, Tensor]:
-        """The integers at every quantizer, int8, by layer name, for normalised images (B, 3, H, W)."""
+        """The integers at every quantizer, int8, by its name, for normalised images (B, 3, H, W)."""
         set_quantized(self.module, True)
         found: dict[str, Tensor] = {}
         hooks = [
-            layer.in_quant.register_forward_hook(
-                lambda _m, _a, out, name=name: found.__setitem__(name, out.to(torch.int8))
-            )
-            for name, layer in self.layers().items()
-            if layer.in_quant is not None
+            quantizer.register_forward_hook(lambda _m, _a, out, name=name: found.__setitem__(name, out.to(torch.int8)))
+            for name, quantizer in self.quantizers().items()
         ]
         try:
             self.module(images)

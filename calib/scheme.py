@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calib.errors import IntvitError
 
@@ -95,24 +95,23 @@ def require_buildable(scheme: Scheme) -> None:
     """Refuse what the grammar can say but no target can run yet, before any work is done.
 
     Raises:
-        IntvitError: the scheme asks for 8-bit attention products, weight groups or integer non-linearities.
+        IntvitError: the scheme asks for weight groups or integer non-linearities.
     """
     wanted = [
         name
         for name, on in (
-            ("+attn8", scheme.attn_bits is not None),
             (f"+g{scheme.group}", scheme.group is not None),
             ("+int", scheme.integer),
         )
         if on
     ]
     if wanted:
-        plain = Scheme(scheme.weight_bits, scheme.act_bits)
+        plain = replace(scheme, group=None, integer=False)
         raise IntvitError(
             f"{' and '.join(wanted)} cannot be built by this version",
             where=f"--bits {scheme}",
             why="no target of this version has integer kernels for it; nothing would run as asked",
-            next=f"build --bits {plain}: every linear layer runs as integers, attention products stay float",
+            next=f"build --bits {plain}: softmax, GELU and LayerNorm stay float",
         )
 
 

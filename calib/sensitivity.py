@@ -1,21 +1,24 @@
-"""How much each layer alone costs: the network's divergence from itself with that layer in integers and no other."""
+"""How much each layer or attention product alone costs: the network's divergence with it in integers and no other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from calib.align.correction import CorrectionConfig
 from calib.align.distill import softened_divergence
-from calib.align.inputs import Split, in_batches, layer_inputs
+from calib.align.inputs import Split, arguments, in_batches, layer_inputs
 from calib.align.layer import LayerConfig, LayerRows, quantize_layer
+from calib.align.product import quantize_product
 from calib.network import Network
-from calib.quant.families import segments
+from calib.quant.attention import QuantProduct
+from calib.quant.families import Segment, segments
 from calib.quant.linear import QuantLinear
-from calib.quant.surgery import prepare, set_quantized
+from calib.quant.surgery import prepare, products, set_quantized
 from calib.scheme import Scheme
 
 PLAIN = LayerConfig(correction=CorrectionConfig("none"))
@@ -26,7 +29,8 @@ class Sensitivity:
     """What one layer costs.
 
     Attributes:
-        layer: timm module path. weights: how many. weight_bits, act_bits: it was tried at.
+        layer: timm module path; of an attention product ``...attn.qk`` or ``...attn.pv``. weights: how many, 0 of a
+        product. weight_bits, act_bits: it was tried at; of a product its right and left operand.
         divergence: KL(float || with this layer in integers) of the class probabilities, nats, mean over images.
         sqnr_db: of the layer's own output, token by token.
         flips: percent of the images whose class changed.
@@ -50,7 +54,7 @@ def sensitivities(
     batch: int = 16,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Sensitivity]:
-    """Every layer of ``model``, the costliest first.
+    """Every layer of ``model``, and every attention product the scheme has in integers, the costliest first.
 
     A layer is rounded to the nearest level with searched ranges, and nothing is folded or corrected: what calibration
     has to mend, not what is left after it.
@@ -63,24 +67,25 @@ def sensitivities(
     set_quantized(student, False)
     wanted = in_batches(student, images, batch)
     pieces = list(segments(student))
-    total = sum(len(piece.sites) for piece in pieces)
+    total = sum(len(piece.sites) for piece in pieces) + len(products(student))
     found: list[Sensitivity] = []
     split, stream = Split.of(len(images)), images
     for piece in pieces:
-        for site in piece.sites:
+        for layer, row in _one_by_one(student, piece, stream, split, seed, batch):
             if progress is not None:
-                progress(len(found), total, site.name)
-            layer: QuantLinear = student.get_submodule(site.name)
-            rows = LayerRows(layer_inputs(student, piece, site.name, stream, batch), split)
-            row = quantize_layer(layer, site, rows, PLAIN, torch.Generator().manual_seed(seed))
+                progress(len(found), total, row["layer"])
             made = in_batches(student, images, batch)
             layer.quantized = False
+            if isinstance(layer, QuantLinear):
+                weights, weight_bits, act_bits = layer.weight.numel(), layer.weight_bits, layer.act_bits
+            else:
+                weights, weight_bits, act_bits = 0, layer.right.bits, layer.left.bits
             found.append(
                 Sensitivity(
-                    layer=site.name,
-                    weights=layer.weight.numel(),
-                    weight_bits=layer.weight_bits,
-                    act_bits=layer.act_bits,
+                    layer=row["layer"],
+                    weights=weights,
+                    weight_bits=weight_bits,
+                    act_bits=act_bits,
                     divergence=max(float(softened_divergence(made, wanted, 1.0)), 0.0),
                     sqnr_db=-10 * float(torch.tensor(max(row["error"], 1e-20)).log10()),
                     flips=100 * float((made.argmax(1) != wanted.argmax(1)).float().mean()),
@@ -90,3 +95,16 @@ def sensitivities(
     if progress is not None:
         progress(total, total, "")
     return sorted(found, key=lambda each: -each.divergence)
+
+
+def _one_by_one(
+    student: Network, piece: Segment, stream: Tensor, split: Split, seed: int, batch: int
+) -> Iterator[tuple[QuantLinear | QuantProduct, dict[str, Any]]]:
+    """Each layer and product of the piece, quantized, and its row; float again before the next is taken."""
+    for site in piece.sites:
+        layer: QuantLinear = student.get_submodule(site.name)
+        rows = LayerRows(layer_inputs(student, piece, site.name, stream, batch), split)
+        yield layer, quantize_layer(layer, site, rows, PLAIN, torch.Generator().manual_seed(seed))
+    for name, product in products(student, piece.name).items():
+        fit, held = (arguments(student, piece, name, stream[part], batch) for part in (split.fit, split.held))
+        yield product, quantize_product(product, name, fit, held, PLAIN, torch.Generator().manual_seed(seed))

@@ -112,24 +112,31 @@ def _fitting(node: Node | None, op_type: str, integers: dict[str, tuple[int, ...
 
 @dataclass(frozen=True)
 class _Attention:
-    """One match: ``parts`` are all its nodes, ``merge`` the last of them; ``source`` is the fused qkv."""
+    """One match: ``parts`` are all its nodes, ``merge`` the last of them; ``source`` is the fused qkv.
+
+    ``first`` is the Slice that leaves the first query alone, in a network's last block.
+    """
 
     name: str
     source: str
     heads: int
     mask: str
+    first: Node | None
     merge: Node
     parts: tuple[Node, ...]
 
     def fused(self) -> list[NewNode]:
         q, k, v = (f"{self.name}.{part}" for part in "qkv")
+        sections = {"axis": 2, "num_outputs": 3}
+        nodes = [NewNode("Split", f"{self.name}/Split", (self.source,), (q, k, v), attributes=sections)]
+        if self.first is not None:
+            _, start, one, _ = self.first.inputs
+            q = f"{self.name}.q1"
+            # The tokens are axis 1 now: the constant that ends the slice is also the number of its axis.
+            nodes.append(NewNode("Slice", self.first.name, (f"{self.name}.q", start, one, one), (q,)))
         inputs = (q, k, v, self.mask) if self.mask else (q, k, v)
         heads = {"q_num_heads": self.heads, "kv_num_heads": self.heads, "scale": 1.0}
-        sections = {"axis": 2, "num_outputs": 3}
-        return [
-            NewNode("Split", f"{self.name}/Split", (self.source,), (q, k, v), attributes=sections),
-            NewNode("Attention", self.name, inputs, self.merge.outputs, attributes=heads),
-        ]
+        return [*nodes, NewNode("Attention", self.name, inputs, self.merge.outputs, attributes=heads)]
 
 
 def _attention(links: _Links, softmax: Node) -> _Attention | None:
@@ -144,7 +151,9 @@ def _attention(links: _Links, softmax: Node) -> _Attention | None:
     merge = links.reader(middle, "Reshape") if middle else None
     if turned is None or middle is None or merge is None:
         return None
-    picks = [links.maker(name, "Squeeze") for name in (scores.inputs[0], turned.inputs[0], mixed.inputs[1])]
+    first = _first_query(links, scores.inputs[0])
+    queries = first.inputs[0] if first else scores.inputs[0]
+    picks = [links.maker(name, "Squeeze") for name in (queries, turned.inputs[0], mixed.inputs[1])]
     split = links.maker(picks[0].inputs[0], "Split", axis=(0,)) if picks[0] else None
     if split is None or tuple(pick.inputs[0] for pick in picks if pick) != split.outputs:
         return None
@@ -153,13 +162,21 @@ def _attention(links: _Links, softmax: Node) -> _Attention | None:
     if unfold is None:
         return None
     shape, merged = links.integers(unfold.inputs[1]), links.integers(merge.inputs[1])
-    if len(shape) != 5 or shape[2] != 3 or merged != (-1, shape[1], shape[3] * shape[4]):
+    if len(shape) != 5 or shape[2] != 3 or merged != (-1, 1 if first else shape[1], shape[3] * shape[4]):
         return None
-    nodes = (unfold, heads_first, split, *picks, turned, scores, added, softmax, mixed, middle, merge)
+    nodes = (unfold, heads_first, split, *picks, first, turned, scores, added, softmax, mixed, middle, merge)
     parts = tuple(node for node in nodes if node is not None)
     if not _closed(links, parts, merge):
         return None
-    return _Attention(softmax.name.rpartition("/")[0] or softmax.name, unfold.inputs[0], shape[3], mask, merge, parts)
+    name = softmax.name.rpartition("/")[0] or softmax.name
+    return _Attention(name, unfold.inputs[0], shape[3], mask, first, merge, parts)
+
+
+def _first_query(links: _Links, queries: str) -> Node | None:
+    """The Slice that makes ``queries`` of the first token's row, (B, H, 1, d) of (B, H, T, d), if there is one."""
+    found = links.maker(queries, "Slice")
+    bounds = [links.integers(name) for name in found.inputs[1:]] if found else []
+    return found if bounds == [(0,), (1,), (2,)] else None
 
 
 def _scores(links: _Links, softmax: Node, added: Node | None) -> tuple[str, str]:

@@ -65,7 +65,10 @@ class Tap(Strict):
 
 
 class Layer(Strict):
-    """One linear or convolution of the model as the bundle stores it; ``macs`` is per image."""
+    """One linear layer, convolution or integer attention product of the model; ``macs`` is per image.
+
+    An attention product (kind ``qk`` or ``pv``) has no weights: ``weight_bits`` are those of its right operand, K or V.
+    """
 
     name: str
     kind: str

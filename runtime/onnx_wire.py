@@ -42,7 +42,8 @@ CutTo: TypeAlias = tuple[str, int, Sequence["int | str"]]
 class Node:
     """One operator: ``domain`` is empty for the standard operators; missing optional inputs are empty names.
 
-    ``integers`` are its integer attributes, single ones as one number, by name.
+    ``attributes`` are the serialised AttributeProto messages, sorted, so that equal attributes compare equal;
+    ``integers`` are the integer ones among them, single ones as one number, by name.
     """
 
     op_type: str
@@ -50,6 +51,7 @@ class Node:
     domain: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    attributes: tuple[bytes, ...] = ()
     integers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -123,7 +125,7 @@ def _numbers(kind: int, value: int, payload: memoryview) -> list[int]:
 
 
 def _node(data: memoryview) -> Node:
-    inputs, outputs, name, op_type, domain = [], [], "", "", ""
+    inputs, outputs, attributes, name, op_type, domain = [], [], [], "", "", ""
     integers: dict[str, tuple[int, ...]] = {}
     for number, kind, _, payload in fields(data):
         if kind != BYTES:
@@ -139,8 +141,10 @@ def _node(data: memoryview) -> Node:
         elif number == _NODE_DOMAIN:
             domain = text(payload)
         elif number == _NODE_ATTRIBUTE:
+            attributes.append(bytes(payload))
             integers.update(_integer_attribute(payload))
-    return Node(op_type, name, "" if domain == "ai.onnx" else domain, tuple(inputs), tuple(outputs), integers)
+    domain = "" if domain == "ai.onnx" else domain
+    return Node(op_type, name, domain, tuple(inputs), tuple(outputs), tuple(sorted(attributes)), integers)
 
 
 def _integer_attribute(data: memoryview) -> dict[str, tuple[int, ...]]:

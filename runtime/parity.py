@@ -1,5 +1,7 @@
 """``python -m runtime.parity BUNDLE``: does the engine compute what was calibrated, integer by integer?
 
+``--ladder`` (:mod:`runtime.ladder`) and ``--find`` (:mod:`runtime.find`) say where it does not.
+
 The integers are those of the graph the engine really executes, every tap exposed. ONNX Runtime: its optimized form,
 loaded with the optimizer off so that the fused kernels stay. OpenVINO: the stored graph, whose kernels an output more
 leaves as they are. Two comparisons with the golden vectors:
@@ -16,13 +18,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
-from typer import Exit
+from typer import Exit, Option
 
 from runtime import cli, machine
 from runtime.backends.base import backend_class, open_engine
@@ -32,10 +34,12 @@ from runtime.files import atomic_write_json
 from runtime.golden import Golden
 from runtime.onnx_wire import cut, with_extra_outputs
 from runtime.quantizers import Quantizer
+from runtime.rungs import golden_feeds, levels_apart, rung
 
 MAX_LSB = 1
 MAX_MISMATCH_PERCENT = 0.1
 MIN_LOGITS_SQNR_DB = 60.0
+TOLERANCE = 1e-4  # float32 sums in another order differ by 1e-6 of the largest value, a weight off by a level by 1e-3
 ENOUGH_FREE_DB = 35.0
 FREE_MARGIN_DB = 4.0  # two runs with independent noise of the same power are 3 dB further apart than either from float
 _IDENTICAL_DB = 200.0
@@ -98,12 +102,8 @@ def compare(quantizer: Quantizer, engine: npt.NDArray[np.generic], golden: Golde
     Raises:
         IntvitError: the shapes differ.
     """
-    reference = golden.taps[quantizer.tap.golden]
-    if engine.shape != reference.shape:
-        why = f"engine {engine.shape}, golden {reference.shape}"
-        raise IntvitError("a tap has another shape in the engine", where=quantizer.tap.name, why=why)
-    difference = np.abs(quantizer.to_reference(engine) - reference.astype(np.int16))
-    return int(difference.max()), 100.0 * float((difference != 0).mean())
+    reference = golden.taps[quantizer.tap.golden].astype(np.int16)
+    return levels_apart(quantizer.tap.name, quantizer.to_reference(engine), reference)
 
 
 def _run(
@@ -134,16 +134,25 @@ def _failures(taps: list[TapParity], logits_db: float, free_db: float, quantizat
     return lines
 
 
+def require_taps(bundle: Bundle) -> None:
+    """Refuse a bundle whose layers are integer and whose manifest names no integers to compare.
+
+    Raises:
+        IntvitError: as said.
+    """
+    if not bundle.manifest.taps and any(layer.activation_bits <= 8 for layer in bundle.manifest.layers):
+        raise IntvitError("the manifest names no taps: nothing to compare", where=str(bundle.root))
+
+
 def check(bundle: Bundle, *, backend: str = "ort", threads: int | None = None) -> Parity:
     """Compare the engine with the golden vectors at every tap and at the logits.
 
     Raises:
         IntvitError: a tap is not in the executed graph, or the graph does not load or run.
     """
+    require_taps(bundle)
     executed, quantizers = backend_class(backend).tapped(bundle)
     golden, used = bundle.golden(), threads or machine.available_cores()
-    if not quantizers and any(layer.activation_bits <= 8 for layer in bundle.manifest.layers):
-        raise IntvitError("the manifest names no taps: nothing to compare", where=str(bundle.root))
     exposed = with_extra_outputs(executed, [quantizer.tensor for quantizer in quantizers])
     images = {bundle.manifest.input_name: golden.images}
 
@@ -172,15 +181,7 @@ def _run_aligned(
     exposed: bytes, bundle: Bundle, golden: Golden, quantizers: list[Quantizer], threads: int, backend: str
 ) -> dict[str, Any]:
     """:func:`_run` with every tap's readers fed the golden integers."""
-    feeds: dict[str, Any] = {bundle.manifest.input_name: golden.images}
-    cuts = {}
-    for index, quantizer in enumerate(quantizers):
-        if quantizer.tensor in cuts:
-            continue
-        reference = golden.taps[quantizer.tap.golden]
-        name = f"intvit_golden_{index}"
-        cuts[quantizer.tensor] = (name, quantizer.elem_type, reference.shape)
-        feeds[name] = quantizer.from_reference(reference)
+    cuts, feeds = golden_feeds(bundle, golden, quantizers)
     return _run(cut(exposed, cuts), bundle, feeds, quantizers, threads, backend)
 
 
@@ -210,15 +211,40 @@ def main(
     backend: cli.BackendOption = "ort",
     json: cli.JsonOption = None,
     threads: cli.ThreadsOption = None,
+    ladder: Annotated[bool, Option("--ladder", help="Compare every rung with the one before.")] = False,
+    find: Annotated[bool, Option("--find", help="Name the first node at which two rungs part.")] = False,
+    between: Annotated[tuple[str, str], Option("--between", metavar="RUNG RUNG", help="The two rungs of --find.")] = (
+        "dialect",
+        "engine",
+    ),
+    tolerance: Annotated[
+        float, Option("--tolerance", min=0, help="Of --find: largest difference over a tensor's largest value.")
+    ] = TOLERANCE,
     debug: cli.DebugOption = False,
 ) -> None:
     """Compare the engine's integers and logits with the golden vectors; exit code 1 when they are not the same."""
-    opened = Bundle.open(bundle)
-    result = check(opened, backend=backend, threads=threads)
-    show(result, Console())
+    from runtime import find as search
+    from runtime import ladder as rungs  # both measure with this module's functions and limits
+
+    opened, console = Bundle.open(bundle), Console()
+    record: dict[str, Any] = {"backend": backend, "bundle": opened.sha256}
+    if not (ladder or find):
+        result = check(opened, backend=backend, threads=threads)
+        show(result, console)
+        record |= result.to_json()
+    if ladder:
+        climbed = rungs.climb(opened, backend=backend, threads=threads)
+        rungs.show(climbed, console)
+        record |= climbed.to_json()
+    if find:
+        upper, lower = (rung(name, backend) for name in between)
+        found = search.find(opened, upper, lower, tolerance=tolerance, threads=threads)
+        search.show(found, console)
+        record["find"] = found.to_json()
+        record["ok"] = record.get("ok", True) and found.first is None
     if json is not None:
-        atomic_write_json(json, {**result.to_json(), "backend": backend, "bundle": opened.sha256})
-    if not result.ok:
+        atomic_write_json(json, record)
+    if not record["ok"]:
         raise Exit(1)
 
 

@@ -135,7 +135,7 @@ def main(
     model: Annotated[
         str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")
     ],
-    bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, ..., or auto:5 for 4 or 8 bits a layer.")],
+    bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, w8a8+attn8, ..., or auto:5.")],
     method: Annotated[str, typer.Option("--method", help="Where calibration images come from.")] = DEFAULT_METHOD,
     budget: Annotated[
         str, typer.Option("--budget", help="How long calibration may take: " + ", ".join(BUDGETS) + ".")

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from calib.calibrated import CalibratedModel
 from calib.models import ModelSpec
 from calib.preview import contact_sheet
+from calib.quant.attention import QuantProduct
 from calib.quant.families import sites
 from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import levels
+from calib.quant.surgery import pooled, products
 from runtime.bundle import entry_for
 from runtime.files import atomic_write_json
 from runtime.manifest import FileEntry, Layer, Manifest, Preprocess, Tap
@@ -45,19 +47,20 @@ class Origin:
 @torch.no_grad()
 def write_golden(model: CalibratedModel, original: nn.Module, images: Tensor, path: Path) -> None:
     """The reference vectors of up to 8 normalised images (B, 3, H, W): logits and the integers at every quantizer."""
-    chosen = images[:GOLDEN_IMAGES].contiguous()
+    chosen, layers, alone = images[:GOLDEN_IMAGES].contiguous(), model.layers(), pooled(model.module)
+    taps = {name: as_rows(value) if name in layers else value for name, value in model.taps(chosen).items()}
     tensors = {
         "images": chosen,
         "logits": model.logits(chosen),
         "float_logits": original(chosen),
-        **{f"tap/{name}": as_rows(value) for name, value in model.taps(chosen).items()},
+        **{f"tap/{name}": value[..., :1, :] if name in alone else value for name, value in taps.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, path)
 
 
 def as_rows(tap: Tensor) -> Tensor:
-    """A tap as the graphs hold it, (B', T, K): a pooled token keeps its axis, Swin's rows and columns are one."""
+    """A layer's tap as the graphs hold it, (B', T, K): a pooled token keeps its axis, Swin's two axes are one."""
     return tap.reshape(tap.shape[0], -1, tap.shape[-1])
 
 
@@ -137,26 +140,24 @@ def _version(package: str) -> str:
 
 def _taps(model: CalibratedModel) -> list[Tap]:
     out = []
-    for name, layer in model.layers().items():
-        if layer.in_quant is not None:
-            low, high = levels(layer.act_bits)
-            scale, zero_point = float(layer.in_quant.scale), int(layer.in_quant.zero_point)
-            out.append(
-                Tap(
-                    name=name,
-                    tensor=tap_tensor(name),
-                    golden=f"tap/{name}",
-                    scale=scale,
-                    zero_point=zero_point,
-                    qmin=low,
-                    qmax=high,
-                )
+    for name, quantizer in model.quantizers().items():
+        low, high = levels(quantizer.bits)
+        out.append(
+            Tap(
+                name=name,
+                tensor=tap_tensor(name),
+                golden=f"tap/{name}",
+                scale=float(quantizer.scale),
+                zero_point=int(quantizer.zero_point),
+                qmin=low,
+                qmax=high,
             )
+        )
     return out
 
 
 def _layers(model: CalibratedModel) -> list[Layer]:
-    rows = count_rows(model)
+    macs = count_macs(model)
     out = []
     for site in sites(model.module):
         layer = model.layers()[site.name]
@@ -165,28 +166,44 @@ def _layers(model: CalibratedModel) -> list[Layer]:
             Layer(
                 name=site.name,
                 kind=site.kind,
-                macs=rows[site.name] * layer.in_features * layer.out_features,
+                macs=macs[site.name],
                 weight_bits=layer.weight_bits,
                 activation_bits=layer.act_bits,
                 stored_as=stored,
                 tensor=f"{site.name}/MatMul",
             )
         )
+        if site.kind == "qkv":
+            out += [
+                Layer(
+                    name=name,
+                    kind=name.rpartition(".")[2],
+                    macs=macs[name],
+                    weight_bits=product.right.bits,
+                    activation_bits=product.left.bits,
+                    stored_as="no weights",
+                    tensor=f"{name}/MatMul",
+                )
+                for name, product in products(model.module, site.name.removesuffix(".qkv")).items()
+            ]
     return out
 
 
 @torch.no_grad()
-def count_rows(model: CalibratedModel) -> dict[str, int]:
-    """How many rows each linear layer multiplies per image, read from one forward pass."""
+def count_macs(model: CalibratedModel) -> dict[str, int]:
+    """Multiply-accumulates of every linear layer and integer attention product per image, as the graphs do them."""
     found: dict[str, int] = {}
+    alone = pooled(model.module)
 
     def read(name: str) -> Any:
-        def hook(layer: QuantLinear, args: tuple[Tensor, ...], out: Tensor) -> None:
-            found[name] = out.numel() // layer.out_features
+        def hook(module: QuantLinear | QuantProduct, args: tuple[Tensor, ...], out: Tensor) -> None:
+            out = out[..., :1, :] if name in alone else out
+            found[name] = out.numel() * (module.in_features if isinstance(module, QuantLinear) else args[0].shape[-1])
 
         return hook
 
-    hooks = [layer.register_forward_hook(read(name)) for name, layer in model.layers().items()]
+    parts: dict[str, nn.Module] = {**model.layers(), **products(model.module)}
+    hooks = [part.register_forward_hook(read(name)) for name, part in parts.items()]
     try:
         model.module(torch.zeros((1, *model.spec.input_size)))
     finally:

@@ -6,10 +6,11 @@ ONNX Runtime: from the graph its optimizer leaves. OpenVINO: from its runtime mo
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.table import Table
+from typer import Option
 
 from runtime import cli
 from runtime.backends.base import backend_class
@@ -20,19 +21,20 @@ from runtime.files import atomic_write_json
 from runtime.manifest import Layer
 from runtime.onnx_wire import INT8, UINT8, Graph, Node, read_graph
 from toolchain import inspect_openvino
+from toolchain import profile as profiling
 from toolchain.inspection import Inspection, LayerRow
 
 TYPES = {INT8: "s8", UINT8: "u8"}
 
 
-def inspect(bundle: Bundle, backend: str = "ort") -> Inspection:
-    """Find every layer of the bundle in what ``backend`` executes on this machine.
+def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) -> Inspection:
+    """Find every layer of the bundle in what ``backend`` executes on this machine, OpenVINO's with their times.
 
     Raises:
         IntvitError: the backend is unknown or not installed, or its graph does not load.
     """
     backend_class(backend)
-    return inspect_openvino.inspect(bundle) if backend == "openvino" else _inspect_ort(bundle)
+    return inspect_openvino.inspect(bundle, threads) if backend == "openvino" else _inspect_ort(bundle)
 
 
 def _inspect_ort(bundle: Bundle) -> Inspection:
@@ -81,10 +83,8 @@ def _executing(layer: Layer, optimized: Graph) -> Node | None:
 def _kernel_name(node: Node, graph: Graph) -> str:
     if node.op_type not in INTEGER_KERNELS:
         return f"{node.op_type}, float32"
-    weights = graph.constant.get(node.inputs[1])
-    right = TYPES.get(weights.data_type, "?") if weights is not None else "?"
-    zero = graph.constant.get(node.inputs[4]) if len(node.inputs) > 4 else None
-    left = TYPES.get(zero.data_type, "?") if zero is not None else "?"
+    known = [graph.constant.get(name) for name in (*node.inputs, *[""] * 6)[:6]]
+    left, right = (TYPES.get(value.data_type, "?") if value else "?" for value in (known[4], known[1] or known[5]))
     return f"{node.op_type}, {left} x {right}"
 
 
@@ -117,7 +117,7 @@ def _show(found: Inspection, backend: str, console: Console) -> None:
         )
     share = 100 * found.integer_mac_fraction
     kernels = dict(Counter(row.executed_as for row in found.layers if row.integer))
-    console.print(f"{share:.1f} % of the linear and convolution MACs run on integer kernels: {kernels or 'none'}")
+    console.print(f"{share:.1f} % of the MACs of these layers run on integer kernels: {kernels or 'none'}")
     for line in found.warnings:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
 
@@ -126,14 +126,25 @@ def main(
     bundle: cli.BundleArgument,
     backend: cli.BackendOption = "ort",
     json: cli.JsonOption = None,
+    profile: Annotated[
+        bool, Option("--profile", help="Also run it under ONNX Runtime's profiler (OpenVINO is always timed).")
+    ] = False,
+    batch: Annotated[int, Option("--batch", min=1, help="Images a profiled run.")] = 1,
+    threads: cli.ThreadsOption = None,
     debug: cli.DebugOption = False,
 ) -> None:
     """Show, layer by layer, how weights are stored and which kernel runs, read back from the engine."""
     opened = Bundle.open(bundle)
-    found = inspect(opened, backend)
+    found = inspect(opened, backend, threads)
+    timed = (
+        profiling.profile(opened, _executing, batch=batch, threads=threads) if profile and backend == "ort" else None
+    )
     if json is not None:
-        atomic_write_json(json, found.to_json() | {"bundle": opened.sha256, "backend": backend})
+        times = {} if timed is None else {"profile": timed.to_json()}
+        atomic_write_json(json, found.to_json() | {"bundle": opened.sha256, "backend": backend} | times)
     _show(found, backend, Console())
+    if timed is not None:
+        profiling.show(timed, Console())
 
 
 if __name__ == "__main__":

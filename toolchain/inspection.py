@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One linear layer or convolution. ``macs`` per image; ``executed_as`` is the kernel the engine runs it with.
+    """One linear layer, convolution or integer attention product. ``macs`` per image; ``executed_as`` is its kernel.
 
     Attributes:
         integer: whether that kernel multiplies integers. stored_bytes: size of its weights in the file.
@@ -28,7 +28,9 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``integer_mac_fraction``: part (0..1) of the linear and convolution MACs that run on integer kernels.
+    """``integer_mac_fraction``: part (0..1) of the MACs of the manifest's layers that run on integer kernels.
+
+    Those are linear layers and convolutions, and with ``+attn8`` both attention products; float products do not count.
 
     Attributes:
         operators: node counts of what is executed. warnings: one line for each thing that is not as it should be.

@@ -11,7 +11,7 @@ epochs.
 
 Not as in the published code: the state kept is the best on *held-out synthetic images*, where the code keeps the epoch
 that does best on ImageNet's validation images; LSQ's gradient scale reaches every layer; no gradient outlives its
-step; the attention products stay float, as they do in every engine of this project; the patch embedding stays at 8
+step; the attention products are float, or with ``+attn8`` keep the steps they have; the patch embedding stays at 8
 bits and as it is; activation steps start from the range search, not from their mean size. Reconstruction: 20 epochs,
 where 10,000 images and 200 epochs are published, so that a CPU finishes in minutes.
 """
@@ -31,13 +31,14 @@ from torchvision.transforms import v2
 
 from calib.align.inputs import Split, in_batches
 from calib.align.rounding import extreme_scale
-from calib.align.trainable import activation_levels, straight_round
+from calib.align.trainable import TrainableProduct, activation_levels, straight_round
 from calib.models import ModelSpec
 from calib.network import Network
 from calib.precision import has_fast_bf16
 from calib.quant.families import sites
 from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import levels
+from calib.quant.surgery import products
 from calib.taps import AttentionTaps
 
 C2 = 0.03**2
@@ -168,8 +169,9 @@ def distill(
     best = before = float(softened_divergence(start, wanted, 1.0))
     row = {"step": "distill", "before": before, "agreement_before": _agreement(start, wanted)}
     parts = {site.name: LsqLinear(student.get_submodule(site.name)) for site in sites(student) if site.kind != "embed"}
-    for name, part in parts.items():
-        student.set_submodule(name, part)
+    fixed = products(student)
+    for name, module in {**parts, **{name: TrainableProduct(each) for name, each in fixed.items()}}.items():
+        student.set_submodule(name, module)
     kept: dict[str, dict[str, Tensor]] | None = None
     try:
         with torch.enable_grad():
@@ -187,6 +189,8 @@ def distill(
             if kept is not None:
                 part.load_state_dict(kept[name])
             student.set_submodule(name, part.commit() if kept is not None else part.layer)
+        for name, product in fixed.items():
+            student.set_submodule(name, product)
     return {"agreement_after": row["agreement_before"]} | row | {"after": best, "accepted": kept is not None}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,28 @@ class _Reached(Exception):
     pass
 
 
+def arguments(student: Network, piece: Segment, name: str, stream: Tensor, batch: int) -> Iterator[tuple[Tensor, ...]]:
+    """What module ``name`` of ``piece`` is called with, one batch of ``stream`` (B, ...) after the other.
+
+    The piece is run only as far as that module, which must not be called before the last batch has been read.
+    """
+
+    def read(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args)
+        raise _Reached
+
+    found: list[tuple[Tensor, ...]] = []
+    hook = student.get_submodule(name).register_forward_pre_hook(read)
+    try:
+        for chunk in stream.split(batch):
+            try:
+                piece.run(chunk)
+            except _Reached:
+                yield found.pop()
+    finally:
+        hook.remove()
+
+
 def layer_inputs(student: Network, piece: Segment, name: str, stream: Tensor, batch: int) -> Tensor:
     """Every row that reaches layer ``name`` of ``piece``: its quantizer's input (T, K) float32, image after image.
 
@@ -59,22 +81,10 @@ def layer_inputs(student: Network, piece: Segment, name: str, stream: Tensor, ba
         IntvitError: a value is not finite.
     """
     layer: QuantLinear = student.get_submodule(name)
-    found: list[Tensor] = []
-
-    def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = patches(args[0], module.patch) if isinstance(module, QuantPatchConv) else args[0]
-        found.append(layer.scaled(x).flatten(0, -2).clone())
-        raise _Reached
-
-    hook = layer.register_forward_pre_hook(read)
-    try:
-        for chunk in stream.split(batch):
-            try:
-                piece.run(chunk)
-            except _Reached:
-                continue
-    finally:
-        hook.remove()
+    found = []
+    for (x,) in arguments(student, piece, name, stream, batch):
+        rows = patches(x, layer.patch) if isinstance(layer, QuantPatchConv) else x
+        found.append(layer.scaled(rows).flatten(0, -2))
     rows = torch.cat(found)
     require_finite(rows, name)
     return rows

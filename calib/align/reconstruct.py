@@ -26,11 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from calib.align.inputs import Split
-from calib.align.trainable import Drop, TrainableLinear, TrainableNorm
+from calib.align.trainable import Drop, TrainableLinear, TrainableNorm, TrainableProduct
 from calib.network import Network
 from calib.precision import has_fast_bf16
 from calib.quant.families import Segment
 from calib.quant.linear import QuantLinear
+from calib.quant.surgery import products
+
+Part = TrainableLinear | TrainableProduct | TrainableNorm
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,7 @@ def _judge(errors: list[float], start: list[float], config: ReconstructConfig) -
     return sum(terms) if all(map(math.isfinite, terms)) else math.inf
 
 
-def _descend(
-    parts: list[TrainableLinear | TrainableNorm], job: Job, split: Split, config: ReconstructConfig, seed: int
-) -> None:
+def _descend(parts: list[Part], job: Job, split: Split, config: ReconstructConfig, seed: int) -> None:
     optimiser = torch.optim.Adam(_groups(parts, config), betas=(config.beta1, config.beta2))
     rates = [group["lr"] for group in optimiser.param_groups]
     generator = torch.Generator().manual_seed(seed)
@@ -168,10 +169,12 @@ def _batches(images: Tensor, size: int, generator: torch.Generator) -> Iterator[
             yield order[begin : begin + size]
 
 
-def _groups(parts: list[TrainableLinear | TrainableNorm], config: ReconstructConfig) -> list[dict[str, Any]]:
+def _groups(parts: list[Part], config: ReconstructConfig) -> list[dict[str, Any]]:
     linears = [part for part in parts if isinstance(part, TrainableLinear)]
     norms = [part for part in parts if isinstance(part, TrainableNorm)]
     steps = [part.log_step for part in linears if part.log_step is not None]
+    pairs = [(part.log_left, part.log_right) for part in parts if isinstance(part, TrainableProduct)]
+    steps += [step for pair in pairs for step in pair if step.requires_grad]
     groups = [
         {"params": [part.latent for part in linears], "lr": config.weight_rate},
         {"params": [*(part.log_weight_step for part in linears), *steps], "lr": config.scale_rate},
@@ -185,9 +188,9 @@ def _groups(parts: list[TrainableLinear | TrainableNorm], config: ReconstructCon
 @contextmanager
 def _trainable(
     student: Network, piece: Segment, units: dict[str, float], config: ReconstructConfig, seed: int
-) -> Iterator[list[TrainableLinear | TrainableNorm]]:
+) -> Iterator[list[Part]]:
     """Put trainable layers in the place of the block's own, and put the own ones back with what was learned."""
-    parts: dict[str, TrainableLinear | TrainableNorm] = {}
+    parts: dict[str, Part] = {name: TrainableProduct(each) for name, each in products(student, piece.name).items()}
     for number, site in enumerate(piece.sites):
         drop = Drop(config.drop, torch.Generator().manual_seed(seed * 31 + number)) if config.drop else None
         layer: QuantLinear = student.get_submodule(site.name)
@@ -233,7 +236,9 @@ def _held_errors(job: Job, split: Split, batch: int) -> list[float]:
 
 
 def _snapshot(student: Network, piece: Segment) -> dict[str, dict[str, Tensor]]:
-    names = [name for site in piece.sites for name in (site.name, site.norm) if name]
+    names = [name for site in piece.sites for name in (site.name, site.norm) if name] + list(
+        products(student, piece.name)
+    )
     return {name: {k: v.clone() for k, v in student.get_submodule(name).state_dict().items()} for name in names}
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.align.rounding import weight_limit
+from calib.quant.attention import QuantProduct
 from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import levels
 
@@ -137,6 +138,41 @@ class TrainableLinear(nn.Module):
             assert layer.in_quant is not None
             layer.in_quant.set(float(self.log_step.exp()), int(layer.in_quant.zero_point))
         return layer
+
+
+class TrainableProduct(nn.Module):
+    """A quantized attention ``product`` whose steps learn and which passes gradients to both operands.
+
+    Attributes:
+        log_left, log_right: () each, logarithms of the steps; the left one stays where the product goes ``by_row``.
+    """
+
+    def __init__(self, product: QuantProduct) -> None:
+        super().__init__()
+        self.product = product
+        self.log_left = nn.Parameter(product.left.scale.log(), requires_grad=not product.by_row)
+        self.log_right = nn.Parameter(product.right.scale.log())
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """(..., M, K) and (..., K, N) to (..., M, N) float32; the product runs in the autocast type."""
+        left, peak = self.product.rows(left.float())
+        quantizers = self.product.left, self.product.right
+        levels_of = [
+            activation_levels(values, log_step, quantizer.zero_point.float(), quantizer.bits)
+            for values, log_step, quantizer in zip(
+                (left, right.float()), (self.log_left, self.log_right), quantizers, strict=True
+            )
+        ]
+        out = (levels_of[0] @ levels_of[1]).float() * (self.log_left + self.log_right).exp()
+        return out if peak is None else out * peak
+
+    @torch.no_grad()
+    def commit(self) -> QuantProduct:
+        """Put the learned steps into the plain product and return it."""
+        if not self.product.by_row:
+            self.product.left.set(float(self.log_left.exp()))
+        self.product.right.set(float(self.log_right.exp()))
+        return self.product
 
 
 class TrainableNorm(nn.Module):

@@ -12,8 +12,10 @@ from torch import nn
 
 from calib.errors import IntvitError
 from calib.network import Network
+from calib.quant.attention import OPERANDS, QuantAttention, QuantProduct
 from calib.quant.families import block_names, is_swin, sites
 from calib.quant.linear import QuantLinear, QuantPatchConv
+from calib.quant.quantizer import ActQuantizer
 from calib.scheme import Scheme
 
 EMBED_BITS = 8
@@ -23,7 +25,8 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
     """A copy of ``model`` ready to be calibrated; still float, equal to the original up to rounding.
 
     Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
-    moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph.
+    moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph;
+    with ``+attn8`` it becomes QuantAttention.
 
     Args:
         weight_bits: of single layers, by name, where they are not the scheme's.
@@ -43,7 +46,10 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
             replacement = QuantLinear(layer.weight, layer.bias, bits, scheme.act_bits)
         student.set_submodule(site.name, replacement)
     for name in block_names(student):
-        _fold_block(student.get_submodule(name))
+        block = student.get_submodule(name)
+        _fold_block(block)
+        if scheme.attn_bits is not None:
+            block.attn = QuantAttention(block.attn, scheme.attn_bits)
     return student
 
 
@@ -67,10 +73,57 @@ def linears(model: Network) -> dict[str, QuantLinear]:
     return {site.name: model.get_submodule(site.name) for site in sites(model)}
 
 
+def products(model: Network, under: str = "") -> dict[str, QuantProduct]:
+    """The attention products of a prepared network by module path, in execution order; none without ``+attn8``.
+
+    Args:
+        under: a module path, to have those below it alone.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantProduct) and (not under or name.startswith(f"{under}."))
+    }
+
+
+def operands(name: str) -> tuple[str, str]:
+    """The names of what product ``name`` multiplies: ``blocks.0.attn.qk`` to ``blocks.0.attn.query``, ``...key``."""
+    attention, _, product = name.rpartition(".")
+    left, right = OPERANDS[product]
+    return f"{attention}.{left}", f"{attention}.{right}"
+
+
+def quantizers(model: Network) -> dict[str, ActQuantizer]:
+    """Every activation quantizer of a prepared network, in execution order, by layer or operand name."""
+    found: dict[str, ActQuantizer] = {}
+    for name, layer in linears(model).items():
+        if layer.in_quant is not None:
+            found[name] = layer.in_quant
+        if name.endswith(".qkv"):
+            for path, product in products(model, name.removesuffix(".qkv")).items():
+                found |= dict(zip(operands(path), (product.left, product.right), strict=True))
+    return found
+
+
+def pooled(model: Network) -> frozenset[str]:
+    """The layers, attention products and operands that matter for the class token alone.
+
+    Where a ViT's head reads the class token, everything after the keys and values of the last block needs that row
+    only: (..., T, K) may be cut to its first row in T. Empty for Swin and for networks that average over tokens.
+    """
+    if is_swin(model) or model.global_pool != "token":
+        return frozenset()
+    attn, mlp = (f"{block_names(model)[-1]}.{part}" for part in ("attn", "mlp"))
+    parts = [f"{attn}.{part}" for part in ("proj", *OPERANDS, *(left for left, _ in OPERANDS.values()))]
+    return frozenset([*parts, f"{mlp}.fc1", f"{mlp}.fc2"])
+
+
 def set_quantized(model: Network, on: bool) -> None:
-    """Switch every layer to its integer (True) or float (False) form."""
+    """Switch every layer and attention product to its integer (True) or float (False) form."""
     for layer in linears(model).values():
         layer.quantized = on
+    for product in products(model).values():
+        product.quantized = on
 
 
 def refuse_unknown_parts(model: Network) -> None:

@@ -53,7 +53,13 @@ def run_options() -> dict[str, str]:
 
 
 def make_session(
-    model: Path | bytes, *, threads: int, optimize: bool = True, save_to: Path | None = None, where: str = ""
+    model: Path | bytes,
+    *,
+    threads: int,
+    optimize: bool = True,
+    save_to: Path | None = None,
+    profile_to: Path | None = None,
+    where: str = "",
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU with intvit's settings.
 
@@ -62,6 +68,7 @@ def make_session(
         threads: of the session's own pool, at least 1; operators run one after another.
         optimize: False for a graph that was optimized before: its kernels are taken as they stand.
         save_to: where to write the optimized graph.
+        profile_to: how the file that the session's ``end_profiling()`` writes and names shall begin.
         where: what to name in an error when ``model`` is bytes.
 
     Raises:
@@ -78,6 +85,9 @@ def make_session(
         options.add_session_config_entry(key, value)
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
+    if profile_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_to)
     source = model if isinstance(model, bytes) else str(model)
     try:
         return ort.InferenceSession(source, options, providers=[_PROVIDER])

@@ -22,7 +22,7 @@ from calib.errors import IntvitError
 from calib.models import LoadedModel
 from calib.quant.families import segments
 from calib.quant.quantizer import levels
-from calib.quant.surgery import prepare
+from calib.quant.surgery import prepare, products
 from calib.scheme import parse
 from tests.calib.networks import (
     SWIN_SIDE,
@@ -95,6 +95,19 @@ def test_the_patch_embedding_covers_the_whole_range(calibrated: CalibratedModel,
     embed = calibrated.layers()["patch_embed.proj"]
     assert embed.in_quant is not None
     assert float(embed.in_quant.scale) == pytest.approx(float(noise.abs().max()) / 127, rel=1e-6)
+
+
+def test_attention_products_are_quantized_after_qkv_and_before_proj(digits: LoadedModel, noise: Tensor) -> None:
+    made = calibrate(digits.module, digits.spec, parse("w8a8+attn8"), noise)
+    sound(made)
+    rounded = [row["layer"] for row in made.report if row["step"] == "quantize"]
+    assert rounded[:5] == ["patch_embed.proj", *(f"blocks.0.attn.{part}" for part in ("qkv", "qk", "pv", "proj"))]
+    for name, product in products(made.module).items():
+        (row,) = [row for row in made.report if row["layer"] == name]
+        assert row["scales"] == [float(product.left.scale), float(product.right.scale)]
+        assert product.quantized and int(product.left.zero_point) == int(product.right.zero_point) == 0
+        assert row["error"] < 2e-3
+    assert sqnr_db(digits.module(noise), made.logits(noise)) > 25
 
 
 def test_the_report_has_a_row_for_every_step(calibrated: CalibratedModel) -> None:

@@ -17,7 +17,7 @@ from calib.calibrated import CONFIG, WEIGHTS, CalibratedModel
 from calib.models import LoadedModel, ModelSpec
 from calib.quant.linear import patches
 from calib.quant.quantizer import quantize
-from calib.quant.surgery import set_quantized
+from calib.quant.surgery import operands, products, set_quantized
 from calib.scheme import parse
 from tests.calib.networks import SWIN_SIDE, pictures, spec_of, tiny_swin
 
@@ -58,7 +58,7 @@ def test_factors_after_gelu_are_kept_where_they_are_and_only_there(calibrated: C
     assert not same(calibrated, found, pictures(2, 32))
 
 
-@pytest.mark.parametrize("scheme", ["w4a16", "w3a4"])
+@pytest.mark.parametrize("scheme", ["w4a16", "w3a4", "w4a8+attn8"])
 def test_other_schemes(digits: LoadedModel, noise: Tensor, tmp_path: Path, scheme: str) -> None:
     made = calibrate(digits.module, digits.spec, parse(scheme), noise, CalibrateConfig(LayerConfig(rows=64)))
     found = round_trip(made, tmp_path)
@@ -68,10 +68,11 @@ def test_other_schemes(digits: LoadedModel, noise: Tensor, tmp_path: Path, schem
         assert made.taps(pictures(2, 32)) == {}
 
 
-def test_swin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a8+attn8"])
+def test_swin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     model = tiny_swin()
     made = calibrate(
-        model, spec_of(model, SWIN_SIDE), parse("w4a8"), pictures(2, SWIN_SIDE), CalibrateConfig(LayerConfig(rows=64))
+        model, spec_of(model, SWIN_SIDE), parse(scheme), pictures(2, SWIN_SIDE), CalibrateConfig(LayerConfig(rows=64))
     )
     monkeypatch.setattr(ModelSpec, "build", lambda self: tiny_swin(seed=8))
     assert same(made, round_trip(made, tmp_path), pictures(2, SWIN_SIDE, seed=3))
@@ -106,6 +107,26 @@ def test_taps_are_the_integers_at_every_quantizer(calibrated: CalibratedModel) -
         assert layer.in_quant is not None and taps[name].dtype == torch.int8
         assert torch.equal(taps[name].float(), quantize(x, layer.in_quant.scale, layer.in_quant.zero_point, 8)), name
     assert all(not layer.in_quant._forward_hooks for layer in layers.values() if layer.in_quant is not None)
+
+
+def test_taps_of_attention_products_are_their_operands_integers(digits: LoadedModel, noise: Tensor) -> None:
+    made = calibrate(digits.module, digits.spec, parse("w8a8+attn8"), noise, CalibrateConfig(LayerConfig(rows=64)))
+    inputs: dict[str, tuple[Tensor, Tensor]] = {}
+    hooks = [
+        product.register_forward_pre_hook(lambda m, args, name=name: inputs.__setitem__(name, args))
+        for name, product in products(made.module).items()
+    ]
+    taps = made.taps(pictures(2, 32))
+    for hook in hooks:
+        hook.remove()
+    assert list(taps) == list(made.quantizers()) and len(taps) == len(made.layers()) + 4 * 3
+    for name, product in products(made.module).items():
+        left, right = inputs[name]
+        left = left / left.amax(-1, keepdim=True) if name.endswith(".pv") else left
+        for operand, x, quantizer in zip(operands(name), (left, right), (product.left, product.right), strict=True):
+            assert taps[operand].dtype == torch.int8 and taps[operand].shape == x.shape
+            assert torch.equal(taps[operand].float(), quantize(x, quantizer.scale, 0, 8)), operand
+            assert int(taps[operand].amax()) > 100 and not quantizer._forward_hooks
 
 
 def test_reading_taps_and_logits_switches_the_integers_on(calibrated: CalibratedModel) -> None:

@@ -45,7 +45,9 @@ def test_a_state_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypat
     assert not (tmp_path / "work").exists()
 
 
-def run(folder: Path | None, stop: int | None = None, seen: list[str] | None = None) -> CalibratedModel:
+def run(
+    folder: Path | None, stop: int | None = None, seen: list[str] | None = None, scheme: str = "w4a8"
+) -> CalibratedModel:
     model = tiny_vit()
 
     def progress(done: int, total: int, name: str) -> None:
@@ -55,7 +57,7 @@ def run(folder: Path | None, stop: int | None = None, seen: list[str] | None = N
             raise Stopped
 
     images = pictures(16, VIT_SIDE)
-    return calibrate(model, spec_of(model, VIT_SIDE), parse("w4a8"), images, CONFIG, progress, folder)
+    return calibrate(model, spec_of(model, VIT_SIDE), parse(scheme), images, CONFIG, progress, folder)
 
 
 def numbers(made: CalibratedModel) -> dict[str, bytes]:
@@ -78,6 +80,14 @@ def test_stopped_and_started_again(tmp_path: Path, stop: int, monkeypatch: pytes
     monkeypatch.setattr("calib.calibrate._quantize_piece", counted)
     again = run(tmp_path)
     assert made == ["stem", "blocks.0", "blocks.1", "tail"][stop:]
+    assert numbers(again) == numbers(whole) and again.report == whole.report
+
+
+def test_attention_products_go_on_from_their_steps(tmp_path: Path) -> None:
+    whole = run(None, scheme="w4a8+attn8")
+    with pytest.raises(Stopped):
+        run(tmp_path, 2, scheme="w4a8+attn8")
+    again = run(tmp_path, scheme="w4a8+attn8")
     assert numbers(again) == numbers(whole) and again.report == whole.report
 
 

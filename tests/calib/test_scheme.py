@@ -80,18 +80,17 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert parse(str(scheme)) == scheme
 
 
-@pytest.mark.parametrize("text", ["w8a8", "w4a8", "w4a4", "w3a8", "w2a2", "w4a16"])
-def test_plain_schemes_can_be_built(text: str) -> None:
+@pytest.mark.parametrize("text", ["w8a8", "w4a8", "w4a4", "w3a8", "w2a2", "w4a16", "w8a8+attn8", "w4a16+attn8"])
+def test_these_schemes_can_be_built(text: str) -> None:
     require_buildable(parse(text))
 
 
 @pytest.mark.parametrize(
     ("text", "named", "instead"),
     [
-        ("w8a8+attn8", "+attn8", "w8a8"),
         ("w4a16+g64", "+g64", "w4a16"),
         ("w4a8+int", "+int", "w4a8"),
-        ("w4a8+attn8+g32+int", "+attn8 and +g32 and +int", "w4a8"),
+        ("w4a8+attn8+g32+int", "+g32 and +int", "w4a8+attn8"),
     ],
 )
 def test_what_no_target_runs_is_refused_with_an_alternative(text: str, named: str, instead: str) -> None:

@@ -28,6 +28,17 @@ def test_every_layer_is_ranked_and_the_network_is_left_alone(make: Any, side: in
     assert found == sensitivities(model, parse("w4a8"), images)
 
 
+def test_attention_products_are_ranked_too_where_the_scheme_has_them() -> None:
+    images = pictures(16, VIT_SIDE)
+    plain, found = (sensitivities(tiny_vit(), parse(scheme), images) for scheme in ("w8a8", "w8a8+attn8"))
+    rows = {each.layer: each for each in found if each.layer.endswith((".qk", ".pv"))}
+    assert set(rows) == {f"blocks.{i}.attn.{part}" for i in range(2) for part in ("qk", "pv")}
+    assert all((each.weights, each.weight_bits, each.act_bits) == (0, 8, 8) for each in rows.values())
+    assert all(each.divergence > 0 and 20 < each.sqnr_db < 80 for each in rows.values())
+    layers = {each.layer: each.divergence for each in found if each.layer not in rows}
+    assert layers == pytest.approx({each.layer: each.divergence for each in plain}, rel=1e-2, abs=1e-7)
+
+
 def test_fewer_bits_cost_more() -> None:
     totals = [
         sum(each.divergence for each in sensitivities(tiny_vit(), parse(scheme), pictures(16, VIT_SIDE)))

@@ -88,6 +88,16 @@ def test_parity(build: Any, scheme: str, backend: str, tmp_path: Path) -> None:
     assert all(tap["max_lsb"] <= 1 and tap["mismatch_rate"] < 0.1 for tap in found["taps"])
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_the_ladder(build: Any, scheme: str, tmp_path: Path) -> None:
+    out = tmp_path / "ladder.json"
+    said = verb("runtime.parity", str(build(scheme).folder), "--ladder", "--find", "--json", str(out))
+    assert "no rung parts" in said and "no node is beyond tolerance" in said
+    dialect = next(rung for rung in json.loads(out.read_text())["rungs"] if rung["rung"] == "dialect")
+    must = [tap for tap in dialect["taps"] if tap["must_be_exact"]]
+    assert len(must) > BLOCKS and all(tap["exact"] for tap in must)
+
+
 def test_four_integer_products_in_every_block(build: Any, tmp_path: Path) -> None:
     verb("toolchain.inspect", str(build("w8a8").folder), "--json", str(tmp_path / "inspect.json"))
     found = json.loads((tmp_path / "inspect.json").read_text())

@@ -144,6 +144,7 @@ def test_an_engine_of_a_vit_has_neither_loose_biases_nor_loose_attention(scheme:
     found = kinds(executed)
     assert found["Attention"] == 2
     assert found["Softmax"] == 0
+    assert found["Slice"] == 2  # the last block's queries, and the tokens it leaves behind
     if scheme != "w4a16":
         assert found["MatMulIntegerToFloat"] == 2 * 4 + 2
         assert found["Add"] == 1 + 2 * 2  # positions, residuals

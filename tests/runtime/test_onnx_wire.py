@@ -58,6 +58,9 @@ def test_reads_what_onnx_reads(model: onnx.ModelProto) -> None:
     assert [(n.op_type, n.name, n.domain, n.inputs, n.outputs) for n in found.nodes] == [
         (n.op_type, n.name, n.domain, tuple(n.input), tuple(n.output)) for n in model.graph.node
     ]
+    assert [list(n.attributes) for n in found.nodes] == [
+        sorted(attribute.SerializeToString() for attribute in n.attribute) for n in model.graph.node
+    ]
     assert [(t.name, t.dims, t.data_type, bytes(t.raw)) for t in found.initializers] == [
         (t.name, tuple(t.dims), t.data_type, t.raw_data) for t in model.graph.initializer
     ]

@@ -254,7 +254,7 @@ ERRORS: list[tuple[list[str], list[str]]] = [
     (["--model", "vit_digit"], ["unknown model", "vit_digits"]),
     (["--bits", "w4b8"], ["unknown scheme 'w4b8'", "w4a8"]),
     (["--bits", "w9a8"], ["unknown scheme", "2 to 8"]),
-    (["--bits", "w8a8+attn8"], ["+attn8", "w8a8"]),
+    (["--bits", "w8a8+attn8+int"], ["+int", "w8a8+attn8"]),
     (["--method", "psaqq"], ["unknown method 'psaqq'", "near matches: psaq"]),
     (["--target", "ort", "--target", "orrt"], ["unknown target 'orrt'", "known: ort"]),
     (["--target", "openvino,orrt"], ["unknown target 'orrt'", "known: ort, openvino"]),

@@ -15,10 +15,11 @@ from torch import nn
 
 from calib.calibrated import CalibratedModel
 from calib.quant.families import block_names
+from calib.quant.surgery import products
 from tests.toolchain.nets import calibrated, digits, noise, run, serialized, spec_of, swin, vit
 from toolchain.graph import canonical_graph
 
-SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a4", "w5a8", "w4a16")
+SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a4", "w5a8", "w4a16", "w8a8+attn8")
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: vit(global_pool="avg", reg_tokens=1),
     "swin": swin,
@@ -65,7 +66,8 @@ def check_promises(model: CalibratedModel) -> None:
     assert len(nodes(graph, "LayerNormalization")) == len(norms)
     assert len(nodes(graph, "Gelu")) == len(blocks)
     assert len(nodes(graph, "Softmax")) == len(blocks)
-    assert not {node.op_type for node in graph.node} & {"Erf", "Pow", "Sqrt", "Tanh", "Div", "Gemm", "Conv"}
+    assert not {node.op_type for node in graph.node} & {"Erf", "Pow", "Sqrt", "Tanh", "Gemm", "Conv"}
+    assert len(nodes(graph, "Div")) == len(products(model.module)) // 2  # of each integer softmax by its row's largest
 
     zeros = [node.input[2] for kind in ("QuantizeLinear", "DequantizeLinear") for node in nodes(graph, kind)
              if len(node.input) > 2]  # fmt: skip
@@ -73,8 +75,7 @@ def check_promises(model: CalibratedModel) -> None:
     for node in nodes(graph, "QuantizeLinear"):
         assert held[node.input[2]].data_type == TensorProto.INT8
 
-    layers = model.layers()
-    quantized = [name for name, layer in layers.items() if layer.in_quant is not None]
+    layers, quantized = model.layers(), list(model.quantizers())
     assert [node.output[0] for node in nodes(graph, "QuantizeLinear")] == [f"{name}.input_q" for name in quantized]
     assert len(nodes(graph, "DequantizeLinear")) == len(quantized) + len(layers)
     for name, layer in layers.items():
@@ -106,7 +107,7 @@ def test_promises_on_vit_digits(models: Callable[[str], CalibratedModel], scheme
     check_promises(models(scheme))
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w4a8+attn8"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_promises_on_other_networks(network: str, scheme: str) -> None:
     module = NETWORKS[network]()
@@ -123,6 +124,24 @@ def test_the_network_has_the_nodes_it_should(models: Callable[[str], CalibratedM
     assert found["Gelu"] == 3
     assert found["Sub"] == 3
     assert found["Clip"] == 0
+
+
+def test_both_operands_of_an_attention_product_come_from_a_dequantizer(
+    models: Callable[[str], CalibratedModel],
+) -> None:
+    """No scale and no transposition between DequantizeLinear and MatMul, which is what integer kernels are found by."""
+    graph = canonical_graph(models("w8a8+attn8")).graph
+    found = {node.name: node for node in graph if node.op_type == "MatMul" and ".attn." in (node.name or "")}
+    for block in range(3):
+        query = "Slice" if block == 2 else "Squeeze"  # the last block has one query, the class token's
+        for part, sources in (("qk", (query, "Transpose")), ("pv", ("Div", "Squeeze"))):
+            node = found[f"blocks.{block}.attn.{part}/MatMul"]
+            dequantizers = [value.producer() for value in node.inputs]
+            assert [each.op_type for each in dequantizers] == ["DequantizeLinear"] * 2
+            quantizers = [each.inputs[0].producer() for each in dequantizers]
+            assert [each.op_type for each in quantizers] == ["QuantizeLinear"] * 2
+            assert tuple(each.inputs[0].producer().op_type for each in quantizers) == sources
+    assert Counter(node.op_type for node in graph)["QuantizeLinear"] == 3 * 8 + 2
 
 
 def test_only_activations_of_fewer_than_8_bits_are_clipped() -> None:

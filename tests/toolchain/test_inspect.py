@@ -61,6 +61,33 @@ def test_integer_schemes_run_as_integers(
         assert row["integer"]
 
 
+@pytest.mark.parametrize("scheme", ["w8a8+attn8", "w4a8+attn8"])
+def test_attention_products_are_rows_where_they_are_integers(
+    digits_bundle: DigitsBundle, tmp_path: Path, scheme: str
+) -> None:
+    found = read(digits_bundle(scheme), tmp_path)
+    plain = read(digits_bundle(scheme.removesuffix("+attn8")), tmp_path)
+    rows = {row["name"]: row for row in found["layers"]}
+    assert list(rows)[1:5] == [f"blocks.0.attn.{part}" for part in ("qkv", "qk", "pv", "proj")]
+    assert len(rows) == 6 * BLOCKS + 2
+    tokens, width = 65, 96
+    for name, queries in (("blocks.0.attn.qk", tokens), ("blocks.2.attn.pv", 1)):
+        assert rows[name]["macs"] == queries * tokens * width
+        assert (rows[name]["weight_bits"], rows[name]["activation_bits"]) == (8, 8)
+        assert (rows[name]["stored_as"], rows[name]["stored_bytes"]) == ("no weights", 0)
+        assert rows[name]["executed_as"].startswith("MatMulIntegerToFloat") and "?" not in rows[name]["executed_as"]
+        assert rows[name]["integer"]
+    assert found["integer_mac_fraction"] == 1.0 and found["warnings"] == []
+    assert found["operators"]["MatMulIntegerToFloat"] == 6 * BLOCKS + 2 and not found["operators"].keys() & {
+        "MatMul",
+        "Attention",
+    }
+    assert sum(row["macs"] for row in plain["layers"]) == sum(
+        row["macs"] for name, row in rows.items() if not name.endswith((".qk", ".pv"))
+    )  # float products are not claimed
+    assert plain["operators"].get("Attention", 0) == BLOCKS or plain["operators"]["MatMul"] == 2 * BLOCKS
+
+
 def test_macs_are_those_of_the_network(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
     macs = {row["name"]: row["macs"] for row in read(digits_bundle("w8a8"), tmp_path)["layers"]}
     patches, tokens, width = 64, 65, 96
@@ -68,6 +95,9 @@ def test_macs_are_those_of_the_network(digits_bundle: DigitsBundle, tmp_path: Pa
     assert macs["blocks.1.attn.qkv"] == tokens * width * 3 * width
     assert macs["blocks.1.attn.proj"] == tokens * width * width
     assert macs["blocks.1.mlp.fc1"] == macs["blocks.1.mlp.fc2"] == tokens * width * 4 * width
+    assert macs["blocks.2.attn.qkv"] == macs["blocks.1.attn.qkv"]
+    assert macs["blocks.2.attn.proj"] == width * width  # of the class token alone
+    assert macs["blocks.2.mlp.fc1"] == macs["blocks.2.mlp.fc2"] == 4 * width * width
     assert macs["head"] == width * 10
 
 
@@ -110,9 +140,9 @@ def one_dimensional_bias(model: ir.Model) -> None:
     model.graph.opset_imports[""] = 20
 
 
-def float_layer(model: ir.Model) -> None:
-    """One layer without its quantizers."""
-    node = next(node for node in model.graph if node.name == "blocks.1.mlp.fc1/MatMul")
+def float_layer(model: ir.Model, name: str = "blocks.1.mlp.fc1") -> None:
+    """One layer without its input's quantizer."""
+    node = next(node for node in model.graph if node.name == f"{name}/MatMul")
     dequantize = node.inputs[0].producer()
     assert dequantize is not None and dequantize.inputs[0] is not None
     quantize = dequantize.inputs[0].producer()
@@ -142,6 +172,20 @@ def test_a_layer_that_runs_in_float_is_named(
     assert all(row["integer"] for row in rows.values())
     total = slow["macs"] + sum(row["macs"] for row in rows.values())
     assert found["integer_mac_fraction"] == pytest.approx(1 - slow["macs"] / total)
+
+
+def test_an_attention_product_that_runs_in_float_is_named(tmp_path: Path) -> None:
+    """The left operand's quantizer is gone; ONNX Runtime then multiplies floats."""
+    module = swin()
+    folder = write_bundle(module, spec_of(module), "w8a8+attn8", tmp_path / "bundle")
+    whole = inspect(Bundle.open(folder))
+    assert whole.integer_mac_fraction == 1.0 and whole.warnings == ()
+    found = inspect(alter_graph(folder, lambda model: float_layer(model, "layers.1.blocks.1.attn.qk")))
+    slow = next(row for row in found.layers if not row.integer)
+    assert slow.name == "layers.1.blocks.1.attn.qk" and "float32" in slow.executed_as
+    assert slow.macs == 6 * (4 * 4) ** 2 * 32  # 2 x 3 windows of 16 tokens, 4 heads of 8 channels, after one merging
+    assert found.integer_mac_fraction == pytest.approx(1 - slow.macs / sum(row.macs for row in found.layers))
+    assert len(found.warnings) == 1 and "27 layers should run as integer, found 26" in found.warnings[0]
 
 
 def test_a_changed_bundle_is_refused(

@@ -27,6 +27,7 @@ REPORT: list[dict[str, Any]] = [
         **{"correction": "bias", "error_uncorrected": 0.001, "error_corrected": 0.002},
     },
     {"step": "quantize", "layer": "c", "weight_bits": 4, "rejected": [], "error": 0.01},
+    {"step": "quantize", "layer": "attn.qk", "scales": [0.1, 0.2], "rejected": [], "error": 0.001},
     {"step": "reconstruct", "layer": "block", "before": 0.01, "after": 0.005, "accepted": True},
     {"step": "distill", "before": 0.5, "after": 0.5, "accepted": False},
 ]
@@ -41,6 +42,7 @@ def test_every_step_is_a_row_with_what_was_before_and_after() -> None:
         ("b", "gptq", 20.0, 30.0, True),
         ("b", "correct (bias)", 30.0, 26.99, False),
         ("c", "round", None, 20.0, True),
+        ("attn.qk", "round", None, 30.0, True),
         ("block", "reconstruct", 20.0, 23.01, True),
         ("network", "distill", 3.01, 3.01, False),
     ]

@@ -79,6 +79,46 @@ def test_lowering_leaves_the_canonical_graph_as_it_was() -> None:
     assert types["Cast"] == 2 * 4 + 1  # every linear but the patch embedding
 
 
+PRODUCT = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[B, 3, 5, 8] q, float[B, 3, 5, 8] k) => (float[B, 3, 5, 5] y)
+<float q_step = {0.015625}, float k_step = {0.03}, int8 zero = {0}, float[1, 3, 5, 5] bias>
+{
+  t = Transpose<perm = [0, 1, 3, 2]>(k)
+  q_q = QuantizeLinear(q, q_step, zero)
+  q_dq = DequantizeLinear(q_q, q_step, zero)
+  k_q = QuantizeLinear(t, k_step, zero)
+  k_dq = DequantizeLinear(k_q, k_step, zero)
+  [product] y = MatMul(q_dq, k_dq)
+}"""
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_an_attention_product_is_one_integer_kernel_and_exact(batch: int) -> None:
+    """Both operands are activations with four axes; x86 makes both unsigned, and the sums stay those of int8."""
+    model = from_text(PRODUCT.replace(", float[1, 3, 5, 5] bias", ""))
+    ort.check(model)
+    found = read_graph(optimized_bytes(serialized(model))).op_histogram()
+    assert found["MatMulIntegerToFloat"] == 1
+    assert not found.keys() & {"MatMul", "FusedMatMul", "Gemm", "DequantizeLinear"}
+    generator = np.random.default_rng(batch)
+    q, k = (4 * generator.standard_normal((batch, 3, 5, 8), np.float32) for _ in range(2))  # beyond both ranges
+    left, right = (
+        np.clip(np.rint(x / np.float32(step)), -128, 127).astype(np.int64) for x, step in ((q, 0.015625), (k, 0.03))
+    )
+    assert left.min() == -128 and right.max() == 127
+    total = left @ right.swapaxes(-1, -2)
+    wanted = total.astype(np.float32) * (np.float32(0.015625) * np.float32(0.03))
+    assert np.array_equal(run(model, {"q": q, "k": k}), wanted)
+
+
+def test_a_score_bias_of_four_axes_after_a_product_is_legal() -> None:
+    text = PRODUCT.replace("[product] y = MatMul(q_dq, k_dq)", "[product] s = MatMul(q_dq, k_dq)\n  y = Add(s, bias)")
+    text = text.replace("float[1, 3, 5, 5] bias", f"float[1, 3, 5, 5] bias = {{{', '.join(map(str, range(75)))}}}")
+    ort.check(from_text(text))
+    found = read_graph(optimized_bytes(serialized(from_text(text)))).op_histogram()
+    assert found["MatMulIntegerToFloat"] == 1 and "MatMul" not in found
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
 def test_every_linear_of_vit_digits_is_an_integer_kernel(digits_bundle: Callable[[str], Path], scheme: str) -> None:
     graph = read_graph(optimized_bytes((digits_bundle(scheme) / "ort/model.onnx").read_bytes()))
@@ -94,18 +134,19 @@ def test_every_linear_of_vit_digits_is_an_integer_kernel(digits_bundle: Callable
     assert "Cast" not in found  # folded at load
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a8", "w4a8+attn8"])
 def test_every_linear_of_a_tiny_swin_is_an_integer_kernel(scheme: str) -> None:
     module = swin()
     dialect = ort.lower(canonical_graph(calibrated(module, spec_of(module), scheme)))
     optimized = read_graph(optimized_bytes(serialized(dialect)))
     found = execution(optimized, [])
-    assert sum(found.integer_kernels.values()) == 4 * 4 + 3  # blocks; patch embedding, merging, head
+    a_block = 6 if scheme.endswith("+attn8") else 4
+    assert sum(found.integer_kernels.values()) == 4 * a_block + 3  # patch embedding, merging, head
     assert set(found.integer_kernels) <= INTEGER_KERNELS
     assert not found.fallbacks
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16", "w4a8+attn8"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_canonical_and_dialect_give_the_same_logits(scheme: str, batch: int) -> None:
     module = vit(global_pool="avg", reg_tokens=1)

@@ -36,7 +36,7 @@ def build(path: Path) -> int:
     return int(engine.nbytes)
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16", "w8a8+attn8"])
 def test_canonical_graphs_are_accepted(scheme: str, tmp_path: Path) -> None:
     loaded = load("vit_digits")
     images = torch.rand((4, *loaded.spec.input_size), generator=torch.Generator().manual_seed(0)) * 2 - 1

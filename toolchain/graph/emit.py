@@ -10,11 +10,12 @@ from torch import nn
 from calib.calibrated import CalibratedModel
 from calib.models import ModelSpec
 from calib.network import Network
+from calib.quant.attention import position_bias
 from calib.quant.families import is_swin
 from calib.quant.surgery import prepare
 from calib.scheme import Scheme
 from toolchain.graph.builder import Builder
-from toolchain.graph.layers import array, attention, layer_norm, linear, mlp, patch_embed, reshape, transpose
+from toolchain.graph.layers import array, attention, first, layer_norm, linear, mlp, patch_embed, reshape, transpose
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -51,23 +52,21 @@ def _vit(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.V
         x = b.op("Pad", [x, b.ints([0, prefix, 0, 0, 0, 0])])
     x = b.op("Add", [x, b.const("pos_embed", array(_token_table(model))[None])])
     x = layer_norm(b, "norm_pre", model.norm_pre, x)
+    class_token = model.global_pool == "token"
     for i, block in enumerate(model.blocks):
         name = f"blocks.{i}"
-        mixed = attention(
-            b, f"{name}.attn", block.attn, layer_norm(b, f"{name}.norm1", block.norm1, x), tokens, quantized
-        )
+        alone = class_token and i == len(model.blocks) - 1  # from here on no other token reaches the logits
+        y = layer_norm(b, f"{name}.norm1", block.norm1, x)
+        mixed = attention(b, f"{name}.attn", block.attn, y, tokens, quantized, first_only=alone)
         b.scope = name
+        x = first(b, x, axis=1) if alone else x
         x = b.op("Add", [x, mixed])
         fed = mlp(b, f"{name}.mlp", block.mlp, layer_norm(b, f"{name}.norm2", block.norm2, x), quantized)
         b.scope = name
         x = b.op("Add", [x, fed])
+    x = layer_norm(b, "norm", model.norm, x)
     b.scope = "pool"
-    if model.global_pool == "token":
-        x = b.op("Slice", [x, b.ints([0]), b.ints([1]), b.ints([1])])
-        x = layer_norm(b, "norm", model.norm, x)
-    else:
-        x = layer_norm(b, "norm", model.norm, x)
-        b.scope = "pool"
+    if not class_token:
         if prefix:
             x = b.op("Slice", [x, b.ints([prefix]), b.ints([tokens]), b.ints([1])])
         x = b.op("ReduceMean", [x, b.ints([1])], {"keepdims": 1})
@@ -130,7 +129,9 @@ def _swin_block(b: Builder, name: str, block: Network, x: ir.Value, side: tuple[
 
 
 def _score_bias(block: Network, windows: int) -> tuple[np.ndarray, int]:
-    relative = array(block.attn._get_rel_pos_bias())
+    bias = position_bias(block.attn)
+    assert bias is not None
+    relative = array(bias)
     if block.attn_mask is None:
         return relative, 1
     return relative[:, None] + array(block.attn_mask)[None, :, None], windows

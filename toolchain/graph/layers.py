@@ -13,8 +13,10 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from calib.network import Network
+from calib.quant.attention import QuantAttention, QuantProduct
 from calib.quant.linear import QuantLinear, QuantPatchConv
-from calib.quant.quantizer import levels
+from calib.quant.quantizer import ActQuantizer, levels
+from calib.quant.surgery import operands
 from toolchain.graph.builder import Builder
 
 
@@ -24,7 +26,7 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def tap_tensor(site: str) -> str:
-    """Name of the integer tensor that the quantizer of layer ``site`` makes."""
+    """Name of the integer tensor that the quantizer of layer or attention operand ``site`` makes."""
     return f"{site}.input_q"
 
 
@@ -54,13 +56,18 @@ def _quantize_input(
         x = b.op("Sub", [x, b.const(f"{site}.shift", shift)])
         columns = layer.weight_q.double().sum(1) * layer.weight_scale.double()
         bias = (layer.bias.double() + float(shift) * columns).float().numpy()
-    low, high = levels(layer.act_bits)
-    if layer.act_bits < 8:
-        bounds = [b.const(f"{site}.clip_{end}", np.float32(v * scale)) for end, v in (("low", low), ("high", high))]
-        x = b.op("Clip", [x, *bounds])
+    return _quantize(b, site, layer.in_quant, x), bias
+
+
+def _quantize(b: Builder, site: str, quantizer: ActQuantizer, x: ir.Value) -> ir.Value:
+    """Q and DQ with zero point 0, clipped before where the quantizer has fewer than 8 bits."""
+    scale = np.float32(quantizer.scale.item())
+    if quantizer.bits < 8:
+        bounds = zip(("low", "high"), levels(quantizer.bits), strict=True)
+        x = b.op("Clip", [x, *(b.const(f"{site}.clip_{end}", np.float32(level * scale)) for end, level in bounds)])
     step, zero = b.const(f"{site}.input_scale", scale), b.const(f"{site}.input_zero", np.int8(0))
     q = b.op("QuantizeLinear", [x, step, zero], output=tap_tensor(site), dtype=ir.DataType.INT8)
-    return b.op("DequantizeLinear", [q, step, zero]), bias
+    return b.op("DequantizeLinear", [q, step, zero])
 
 
 def _weight(b: Builder, site: str, layer: QuantLinear) -> ir.Value:
@@ -92,6 +99,11 @@ def transpose(b: Builder, x: ir.Value, perm: list[int]) -> ir.Value:
     return b.op("Transpose", [x], {"perm": perm})
 
 
+def first(b: Builder, x: ir.Value, axis: int) -> ir.Value:
+    """The first element along an axis, which stays, with length 1."""
+    return b.op("Slice", [x, b.ints([0]), b.ints([1]), b.ints([axis])])
+
+
 def attention(
     b: Builder,
     name: str,
@@ -100,11 +112,13 @@ def attention(
     tokens: int,
     quantized: bool,
     bias: tuple[np.ndarray, int] | None = None,
+    first_only: bool = False,
 ) -> ir.Value:
-    """Multi-head attention on (R, tokens, C): fused qkv, float products, projection.
+    """Multi-head attention on (R, tokens, C): fused qkv, both products, projection.
 
     Args:
         bias: what is added to the scores: ((1, H, T, T), 1), or ((1, W, H, T, T), W) where it differs by window.
+        first_only: True for the first token's row alone: every token is a key and a value, one is a query.
     """
     heads, width = attn.num_heads, attn.qkv.out_features // 3
     dim = width // heads
@@ -113,7 +127,11 @@ def attention(
     parts = transpose(b, reshape(b, qkv, [-1, tokens, 3, heads, dim]), [2, 0, 3, 1, 4])
     split = b.op("Split", [parts], {"axis": 0, "num_outputs": 3}, outputs=3)
     query, key, value = (b.op("Squeeze", [part, b.ints([0])]) for part in split)
-    scores = b.op("MatMul", [query, transpose(b, key, [0, 1, 3, 2])])
+    if first_only:
+        query = first(b, query, axis=2)
+    qk, pv = (attn.qk, attn.pv) if quantized and isinstance(attn, QuantAttention) else (None, None)
+    scores = _product(b, f"{name}.qk", qk, query, transpose(b, key, [0, 1, 3, 2]))
+    b.scope = name
     if bias is not None:
         table, windows = bias
         constant = b.const(f"{name}.score_bias", table)
@@ -122,9 +140,24 @@ def attention(
         else:
             scores = b.op("Add", [reshape(b, scores, [-1, windows, heads, tokens, tokens]), constant])
             scores = reshape(b, scores, [-1, heads, tokens, tokens])
-    mixed = b.op("MatMul", [b.op("Softmax", [scores], {"axis": -1}), value])
-    merged = reshape(b, transpose(b, mixed, [0, 2, 1, 3]), [-1, tokens, width])
+    mixed = _product(b, f"{name}.pv", pv, b.op("Softmax", [scores], {"axis": -1}), value)
+    b.scope = name
+    merged = reshape(b, transpose(b, mixed, [0, 2, 1, 3]), [-1, 1 if first_only else tokens, width])
     return linear(b, f"{name}.proj", attn.proj, merged, quantized)
+
+
+def _product(b: Builder, site: str, product: QuantProduct | None, left: ir.Value, right: ir.Value) -> ir.Value:
+    """MatMul of two activations, with Q/DQ on both where there is a ``product``."""
+    b.scope = site
+    if product is None:
+        return b.op("MatMul", [left, right])
+    peak = None
+    if product.by_row:
+        peak = b.op("ReduceMax", [left, b.ints([-1])], {"keepdims": 1})
+        left = b.op("Div", [left, peak])
+    pairs = zip(operands(site), (product.left, product.right), (left, right), strict=True)
+    out = b.op("MatMul", [_quantize(b, name, quantizer, x) for name, quantizer, x in pairs])
+    return out if peak is None else b.op("Mul", [out, peak])
 
 
 def mlp(b: Builder, name: str, module: Network, x: ir.Value, quantized: bool) -> ir.Value:

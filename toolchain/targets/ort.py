@@ -35,7 +35,7 @@ def check(model: ir.Model) -> None:
             users = [use.node for use in node.outputs[0].uses()]
             added = users[0].inputs if len(users) == 1 and users[0].op_type == "Add" else ()
             bias = next((value for value in added if value is not node.outputs[0]), None)
-            if bias is not None and bias.shape is not None and len(bias.shape) != 3:
+            if bias is not None and bias.shape is not None and len(bias.shape) < 3:
                 raise _fault(node, "its bias is not (1, 1, N), so ORT would run a float Gemm")
         if node.op_type == "QuantizeLinear" and len(node.outputs[0].uses()) != 1:
             raise _fault(node, "its output feeds more than one DequantizeLinear, which ORT does not fuse")

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calib.align.inputs import Split, layer_inputs
+from calib.align.inputs import Split, arguments, layer_inputs
 from calib.align.layer import LayerConfig, LayerRows, quantize_layer
+from calib.align.product import quantize_product
 from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct, token_error
 from calib.network import Network
+from calib.quant.attention import QuantProduct
 from calib.quant.families import Segment, segments
 from calib.quant.linear import QuantLinear
-from calib.quant.surgery import prepare, set_quantized
+from calib.quant.surgery import prepare, products, set_quantized
 from calib.scheme import parse
 from tests.calib.networks import SWIN_SIDE, VIT_SIDE, pictures, tiny_swin, tiny_vit
 
@@ -38,6 +40,9 @@ def block_of(make: Any, side: int, scheme: str = "w3a8") -> tuple[Network, Segme
             quantize_layer(
                 student.get_submodule(site.name), site, LayerRows(rows, split), LayerConfig(), torch.Generator()
             )
+            for name, product in products(student, piece.name).items() if site.kind == "qkv" else ():
+                fit, held = (arguments(student, piece, name, stream[part], 8) for part in (split.fit, split.held))
+                quantize_product(product, name, fit, held, LayerConfig(), torch.Generator())
         inputs, stream = stream, piece.run(stream)
     return student, block, inputs, wanted, split
 
@@ -52,7 +57,7 @@ def error_on(piece: Segment, inputs: Tensor, wanted: Tensor, images: Tensor) -> 
 
 
 @pytest.mark.parametrize(("make", "side"), [(tiny_vit, VIT_SIDE), (tiny_swin, SWIN_SIDE)])
-@pytest.mark.parametrize("scheme", ["w3a8", "w4a4", "w3a16"])
+@pytest.mark.parametrize("scheme", ["w3a8", "w4a4", "w3a16", "w3a8+attn8"])
 def test_a_block_comes_closer_on_images_it_never_saw(make: Any, side: int, scheme: str) -> None:
     student, block, inputs, wanted, split = block_of(make, side, scheme)
     before = error_on(block, inputs, wanted, split.held)
@@ -75,8 +80,23 @@ def test_a_block_comes_closer_on_images_it_never_saw(make: Any, side: int, schem
     assert not any(parameter.requires_grad for parameter in student.parameters())
 
 
-def test_a_block_that_gets_worse_is_put_back() -> None:
-    student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE)
+def test_steps_of_attention_products_learn_but_that_of_the_softmax() -> None:
+    student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE, "w3a8+attn8")
+    before = numbers(student)
+    reconstruct(student, Job(block, inputs, wanted, None), split, QUICK, seed=0)
+    after = numbers(student)
+    steps = [name for name in after if ".attn." in name and name.startswith("blocks.0.") and name.endswith("t.scale")]
+    assert len(steps) == 4 + 2  # four operands; qkv's and proj's inputs
+    moved = {name.removeprefix("blocks.0.attn.") for name in steps if not torch.equal(before[name], after[name])}
+    assert moved == {"qk.left.scale", "qk.right.scale", "pv.right.scale", "qkv.in_quant.scale", "proj.in_quant.scale"}
+    assert all(
+        isinstance(product, QuantProduct) and product.quantized for product in products(student, block.name).values()
+    )
+
+
+@pytest.mark.parametrize("scheme", ["w3a8", "w3a8+attn8"])
+def test_a_block_that_gets_worse_is_put_back(scheme: str) -> None:
+    student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE, scheme)
     before = numbers(student)
     wild = replace(QUICK, iterations=3, weight_rate=50.0, scale_rate=3.0)
     row = reconstruct(student, Job(block, inputs, wanted, None), split, wild, seed=0)

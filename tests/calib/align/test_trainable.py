@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from calib.align.rounding import search_rounding
-from calib.align.trainable import TrainableLinear, TrainableNorm, activation_levels, straight_round
+from calib.align.trainable import TrainableLinear, TrainableNorm, TrainableProduct, activation_levels, straight_round
+from calib.quant.attention import QuantProduct
 from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import levels, quantize
 
@@ -120,6 +123,36 @@ def test_rounding_lets_gradients_through() -> None:
     (straight_round(x) * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     assert straight_round(x).tolist() == [0.0, 1.0, -2.0]
     assert x.grad is not None and x.grad.tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_a_product_that_learned(by_row: bool) -> None:
+    """It starts as the plain product, passes gradients to both operands, and gives back what it learned."""
+    generator = torch.Generator().manual_seed(0)
+    product = QuantProduct(8, by_row)
+    product.quantized = True
+    product.right.set(0.02)
+    if not by_row:
+        product.left.set(0.03)
+    left = torch.randn(2, 3, 5, 7, generator=generator)
+    left = (left.softmax(-1) if by_row else left).requires_grad_()
+    right = torch.randn(2, 3, 7, 4, generator=generator).requires_grad_()
+    made = TrainableProduct(product)
+    assert torch.allclose(made(left, right), product(left, right), rtol=1e-4, atol=1e-4)
+    made(left, right).square().sum().backward()
+    exact = torch.autograd.grad((left @ right).square().sum(), (left, right))
+    for operand, wanted in zip((left, right), exact, strict=True):
+        assert operand.grad is not None
+        assert float((operand.grad - wanted).norm() / wanted.norm()) < 0.1
+    assert made.log_right.grad is not None and float(made.log_right.grad) != 0
+    assert made.log_left.requires_grad is not by_row
+    with torch.no_grad():
+        made.log_left += 0.2 * (not by_row)
+        made.log_right -= 0.3
+    expected = made(left, right).detach()
+    assert made.commit() is product
+    assert torch.allclose(product(left, right), expected, rtol=1e-4, atol=1e-4)
+    assert float(product.left.scale) == pytest.approx(1 / 127 if by_row else 0.03 * math.exp(0.2), rel=1e-6)
 
 
 def test_a_norm_that_learned() -> None:

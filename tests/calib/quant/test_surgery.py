@@ -15,7 +15,18 @@ from torch import nn
 from calib.errors import IntvitError
 from calib.models import LoadedModel
 from calib.quant.linear import QuantLinear, QuantPatchConv
-from calib.quant.surgery import EMBED_BITS, float_difference, linears, prepare, refuse_unknown_parts, set_quantized
+from calib.quant.surgery import (
+    EMBED_BITS,
+    float_difference,
+    linears,
+    operands,
+    pooled,
+    prepare,
+    products,
+    quantizers,
+    refuse_unknown_parts,
+    set_quantized,
+)
 from calib.scheme import parse
 from tests.calib.networks import (
     SWIN_SIDE,
@@ -99,6 +110,31 @@ def test_order_of_layers() -> None:
     assert len(names) == 2 + 4 * 2
 
 
+def test_attention_products_are_there_where_the_scheme_says_so() -> None:
+    assert products(prepare(tiny_swin(), W4A8)) == {}
+    student = prepare(tiny_swin(), parse("w3a4+attn8"))
+    names = list(products(student))
+    assert len(names) == 2 * 4 and names[:2] == ["layers.0.blocks.0.attn.qk", "layers.0.blocks.0.attn.pv"]
+    assert list(products(student, "layers.1.blocks.0")) == ["layers.1.blocks.0.attn.qk", "layers.1.blocks.0.attn.pv"]
+    assert {product.left.bits for product in products(student).values()} == {8}
+    for on in (True, False):
+        set_quantized(student, on)
+        assert {product.quantized for product in products(student).values()} == {on}
+
+
+def test_order_of_quantizers() -> None:
+    student = prepare(tiny_vit(), parse("w4a4+attn8"))
+    found, block = quantizers(student), "blocks.0.attn"
+    parts = ["qkv", "query", "key", "softmax", "value", "proj"]
+    assert list(found)[:7] == ["patch_embed.proj", *(f"{block}.{part}" for part in parts)]
+    assert [found[f"{block}.{part}"].bits for part in parts] == [4, 8, 8, 8, 8, 4]
+    assert found[f"{block}.key"] is student.blocks[0].attn.qk.right
+    assert operands(f"{block}.pv") == (f"{block}.softmax", f"{block}.value")
+    assert list(quantizers(prepare(tiny_vit(), W4A8))) == list(linears(student))
+    weight_only = quantizers(prepare(tiny_vit(), parse("w4a16+attn8")))
+    assert len(weight_only) == 2 * 4 and all(".attn." in name for name in weight_only)
+
+
 def refusal(model: Any) -> IntvitError:
     with pytest.raises(IntvitError, match="parts that cannot be lowered") as caught:
         prepare(model, W4A8)
@@ -170,3 +206,32 @@ def test_many_problems_are_counted() -> None:
 def test_supported_networks_pass() -> None:
     refuse_unknown_parts(tiny_vit())
     refuse_unknown_parts(tiny_swin())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8+attn8"])
+def test_what_matters_for_the_class_token_alone(scheme: str) -> None:
+    """Noise on every other row of what those layers make leaves the logits as they are; elsewhere it does not."""
+    network = prepare(trained(tiny_vit()), parse(scheme))
+    images = pictures(2, VIT_SIDE)
+    wanted, alone = network(images), pooled(network)
+    last = max(int(name.split(".")[1]) for name in linears(network) if name.startswith("blocks."))
+    assert {name for name in linears(network) if name in alone} == {
+        f"blocks.{last}.{part}" for part in ("attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+
+    def disturb(_module: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor:
+        changed = out.clone()
+        changed[..., 1:, :] += 1
+        return changed
+
+    blocks = {name: layer for name, layer in {**linears(network), **products(network)}.items() if "blocks." in name}
+    for name, layer in blocks.items():
+        hook = layer.register_forward_hook(disturb)
+        assert torch.equal(network(images), wanted) == (name in alone), name
+        hook.remove()
+
+
+def test_networks_that_average_over_tokens_need_them_all() -> None:
+    assert pooled(prepare(tiny_swin(), parse("w8a8"))) == frozenset()
+    assert pooled(prepare(tiny_vit(global_pool="avg"), parse("w8a8"))) == frozenset()
