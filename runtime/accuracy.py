@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,14 +124,17 @@ def evaluate(
     limit: int | None = None,
     batch: int = 8,
     threads: int | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Accuracy:
     """Measure the engine and its float twin on the pictures of a folder (see :func:`runtime.dataset.load_folder`).
+
+    ``options`` of the backend go to the engine; the twin keeps the defaults, so that it stays the float32 reference.
 
     Raises:
         IntvitError: unknown backend or class folder, no pictures, or more than 1 % of them unreadable.
     """
     samples = load_folder(data, bundle.classes(), limit=limit)
-    engine = open_engine(bundle, backend, threads=threads)
+    engine = open_engine(bundle, backend, threads=threads, options=options)
     twin = open_engine(bundle, backend, threads=threads, twin=True)
     try:
         rule = bundle.manifest.preprocess
@@ -184,12 +187,14 @@ def main(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="An even spread of so many pictures.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures a call.")] = 8,
     threads: cli.ThreadsOption = None,
+    option: cli.EngineOption = None,
     json: cli.JsonOption = None,
     debug: cli.DebugOption = False,
 ) -> None:
     """Measure top-1 and top-5 of the integer engine and of its float32 twin on labelled pictures."""
+    options = cli.parse_options(option)
     opened = Bundle.open(bundle)
-    result = evaluate(opened, data, backend=backend, limit=limit, batch=batch, threads=threads)
+    result = evaluate(opened, data, backend=backend, limit=limit, batch=batch, threads=threads, options=options)
     show(result, Console())
     if json is not None:
         atomic_write_json(json, {**result.to_json(), "backend": backend, "bundle": opened.sha256})

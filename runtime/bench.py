@@ -11,7 +11,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -103,19 +103,26 @@ def interleave(engine: Engine, twin: Engine, images: Images, *, seconds: float) 
 
 
 def measure(
-    bundle: Bundle, *, backend: str = "ort", batch: int = 1, threads: int | None = None, seconds: float = 5.0
+    bundle: Bundle,
+    *,
+    backend: str = "ort",
+    batch: int = 1,
+    threads: int | None = None,
+    seconds: float = 5.0,
+    options: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Time the bundle's engine and its twin; the result is the JSON record.
 
     Fixed keys: backend, batch, threads, median_ms, p90_ms, p99_ms, raw_ms, baseline {median_ms, raw_ms}, speedup
-    (baseline median / engine median). Times are milliseconds a call of ``batch`` images.
+    (baseline median / engine median). Times are milliseconds a call of ``batch`` images. ``options`` go to the
+    engine; the twin stays float32.
 
     Raises:
         IntvitError: unknown backend, or a graph that does not load or run.
     """
     used = threads or machine.available_cores()
     images = tiled(bundle.golden().images, batch)
-    engine = open_engine(bundle, backend, threads=used)
+    engine = open_engine(bundle, backend, threads=used, options=options)
     twin = open_engine(bundle, backend, threads=used, twin=True)
     try:
         mine, baseline = interleave(engine, twin, images, seconds=seconds)
@@ -184,11 +191,14 @@ def main(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images a call.")] = 1,
     threads: cli.ThreadsOption = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="How long to measure.")] = 5.0,
+    option: cli.EngineOption = None,
     json: cli.JsonOption = None,
     debug: cli.DebugOption = False,
 ) -> None:
     """Time the integer engine interleaved with its float32 twin and say which is faster."""
-    record = measure(Bundle.open(bundle), backend=backend, batch=batch, threads=threads, seconds=seconds)
+    options = cli.parse_options(option)
+    opened = Bundle.open(bundle)
+    record = measure(opened, backend=backend, batch=batch, threads=threads, seconds=seconds, options=options)
     show(record, Console())
     if json is not None:
         atomic_write_json(json, record)

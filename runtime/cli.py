@@ -22,8 +22,27 @@ BackendOption = Annotated[str, typer.Option("--backend", help="Which engine runs
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the engine; default: physical cores available.")
 ]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="An option of the backend, e.g. precision=bf16 of openvino."),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def parse_options(texts: Sequence[str] | None) -> dict[str, str]:
+    """The NAME=VALUE texts of ``--option`` as a dictionary.
+
+    Raises:
+        IntvitError: one has no "=" or no name.
+    """
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise IntvitError(f"not an option: {text!r}", where="--option", next="write it as NAME=VALUE")
+        found[name] = value
+    return found
 
 
 def _say(text: str) -> None:

@@ -1,12 +1,14 @@
 """``python -m runtime.compile BUNDLE``: optimize the graph once on this machine and keep the result, verified.
 
-The compiled engine skips ONNX Runtime's optimizer at every later load. It is used only where the graph, ONNX Runtime,
-the CPU's features and the options are those it was compiled with; it computes the same bits.
+The compiled engine skips the library's optimizer at every later load (OpenVINO: for a batch of 1). It is used only
+where the graph, the library, the CPU's features and the options are those it was compiled with; it computes the same
+bits.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,22 +18,26 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime import cli
-from runtime.backends.base import backend_class
-from runtime.backends.ort import (
-    compile_inputs,
-    compile_key,
-    compiled_engine,
-    fused,
-    make_session,
-    optimized_bytes,
-    refuse_external,
-)
+from runtime.backends import openvino
+from runtime.backends.base import Images, Logits, backend_class, refuse_external
+from runtime.backends.openvino_nodes import executed_nodes
+from runtime.backends.openvino_nodes import execution as openvino_execution
+from runtime.backends.ort import compile_inputs, fused, make_session, optimized_bytes
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.execution import Execution, execution, warnings
 from runtime.files import atomic_write_bytes, sha256_bytes
+from runtime.manifest import Manifest
 from runtime.onnx_wire import read_graph
-from runtime.registry import ENGINES, EngineRecord, Registry, forget_registry, save_registry
+from runtime.registry import (
+    ENGINES,
+    EngineRecord,
+    Registry,
+    compile_key,
+    find_engine,
+    forget_registry,
+    save_registry,
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,73 @@ class Compiled:
     built: bool
 
 
-def _difference(old: EngineRecord | None, inputs: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class _Tools:
+    """What compiling needs of a backend.
+
+    Attributes:
+        library: its name. file: of an engine.
+        inputs: of a graph's sha256: all that decides an engine's bytes.
+        engine: an ONNX file's bytes and name to an engine's bytes.
+        execution: what an engine's bytes run.
+        logits: of images, from a graph's bytes (False) or an engine's (True).
+    """
+
+    library: str
+    file: str
+    inputs: Callable[[str], dict[str, Any]]
+    engine: Callable[[bytes, str], bytes]
+    execution: Callable[[bytes, Manifest], Execution]
+    logits: Callable[[bytes, bool, Images], Logits]
+
+
+def _ort_logits(model: bytes, compiled: bool, images: Images) -> Logits:
+    where = "the compiled engine" if compiled else "the graph"
+    session = make_session(model if compiled else fused(model), threads=1, optimize=not compiled, where=where)
+    logits: Logits = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return logits
+
+
+def _openvino_model(model: bytes, compiled: bool) -> Any:
+    where = "the compiled engine" if compiled else "the graph"
+    source = model if compiled else openvino.fixed(openvino.load(model, where=where), 1)
+    return openvino.compiled_model(source, openvino.properties(1, openvino.OpenVinoOptions()), where=where)
+
+
+def _openvino_logits(model: bytes, compiled: bool, images: Images) -> Logits:
+    request = _openvino_model(model, compiled).create_infer_request()
+    return np.concatenate([request.infer({0: image[None]})[0].copy() for image in images])
+
+
+def _openvino_execution(engine: bytes, manifest: Manifest) -> Execution:
+    rule = manifest.preprocess
+    nothing = np.zeros((1, rule.channels, rule.height, rule.width), np.float32)
+    return openvino_execution(executed_nodes(_openvino_model(engine, True), nothing), manifest.layers)
+
+
+_TOOLS = {
+    "ort": _Tools(
+        library="ONNX Runtime",
+        file="model.onnx",
+        inputs=compile_inputs,
+        engine=lambda graph, where: optimized_bytes(graph, where=where),
+        execution=lambda engine, manifest: execution(read_graph(engine), manifest.layers),
+        logits=_ort_logits,
+    ),
+    "openvino": _Tools(
+        library="OpenVINO",
+        file="model.blob",
+        inputs=openvino.compile_inputs,
+        engine=lambda graph, where: openvino.exported_bytes(graph, where=where),
+        execution=_openvino_execution,
+        logits=_openvino_logits,
+    ),
+}
+
+
+def _difference(library: str, old: EngineRecord | None, inputs: dict[str, Any]) -> str:
     if old is None:
-        return "no engine for ONNX Runtime yet"
+        return f"no engine for {library} yet"
     changed = [
         f"{name} {_short(old.inputs.get(name))} -> {_short(inputs.get(name))}"
         for name in sorted({*old.inputs, *inputs})
@@ -67,46 +137,47 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:12] + "..."
 
 
-def _check_same(bundle: Bundle, graph: bytes, compiled: bytes) -> None:
+def _check_same(tools: _Tools, bundle: Bundle, graph: bytes, engine: bytes, where: str) -> None:
     """Both must give the same bits on the golden images."""
-    images, name = bundle.golden().images, bundle.manifest.input_name
-    fresh = make_session(fused(graph), threads=1, where=bundle.entry("graph", "ort").path).run(None, {name: images})[0]
-    kept = make_session(compiled, threads=1, optimize=False, where="the compiled engine").run(None, {name: images})[0]
+    images = bundle.golden().images
+    fresh, kept = tools.logits(graph, False, images), tools.logits(engine, True, images)
     if not np.array_equal(fresh, kept):
         raise IntvitError(
             "the compiled engine computes other numbers than the graph",
-            where=str(bundle.file("graph", "ort")),
+            where=where,
             why=f"largest difference {float(np.abs(fresh - kept).max())} on the golden images",
             next="do not compile on this machine; the engine runs without. Run `python -m runtime.doctor`",
         )
 
 
-def compile_bundle(bundle: Bundle, *, force: bool = False) -> Compiled:
-    """Make sure the bundle holds an engine for ONNX Runtime on this machine.
+def compile_bundle(bundle: Bundle, *, backend: str = "ort", force: bool = False) -> Compiled:
+    """Make sure the bundle holds an engine of ``backend`` for this machine.
 
     The engine is compared with the plain graph on the golden images before it is registered, and replaces any other
-    ONNX Runtime engine of the bundle.
+    engine of that backend in the bundle.
 
     Raises:
         IntvitError: the graph does not load, the two disagree, or the bundle cannot be written to.
     """
-    entry = bundle.entry("graph", "ort")
-    inputs = compile_inputs(entry.sha256)
-    present = compiled_engine(bundle)
+    backend_class(backend)
+    tools, entry = _TOOLS[backend], bundle.entry("graph", backend)
+    inputs = tools.inputs(entry.sha256)
+    present = find_engine(bundle.engines, backend, inputs)
     if present is not None and not force:
-        view = read_graph((bundle.root / present.path).read_bytes())
-        return Compiled(present, execution(view, bundle.manifest.layers), "up to date", built=False)
-    previous = next((record for record in bundle.engines if record.backend == "ort"), None)
-    reason = _difference(previous, inputs)
-    graph = (bundle.root / entry.path).read_bytes()
-    refuse_external(graph, str(bundle.root / entry.path))
-    data = optimized_bytes(graph, where=str(bundle.root / entry.path))
-    found = execution(read_graph(data), bundle.manifest.layers)
-    _check_same(bundle, graph, data)
+        found = tools.execution((bundle.root / present.path).read_bytes(), bundle.manifest)
+        return Compiled(present, found, "up to date", built=False)
+    previous = next((record for record in bundle.engines if record.backend == backend), None)
+    reason = _difference(tools.library, previous, inputs)
+    source = bundle.root / entry.path
+    graph = source.read_bytes()
+    refuse_external(graph, str(source))
+    data = tools.engine(graph, str(source))
+    found = tools.execution(data, bundle.manifest)
+    _check_same(tools, bundle, graph, data, str(source))
     key = compile_key(inputs)
-    path = f"{ENGINES}/ort-{key}/model.onnx"
+    path = f"{ENGINES}/{backend}-{key}/{tools.file}"
     record = EngineRecord(
-        backend="ort",
+        backend=backend,
         key=key,
         path=path,
         sha256=sha256_bytes(data),
@@ -116,10 +187,10 @@ def compile_bundle(bundle: Bundle, *, force: bool = False) -> Compiled:
     )
     forget_registry(bundle.root)
     atomic_write_bytes(bundle.root / path, data)
-    others = [old for old in bundle.engines if old.backend != "ort"]
+    others = [old for old in bundle.engines if old.backend != backend]
     save_registry(bundle.root, Registry(engines=[*others, record]))
-    for stale in (bundle.root / ENGINES).glob("ort-*"):
-        if stale.name != f"ort-{key}":
+    for stale in (bundle.root / ENGINES).glob(f"{backend}-*"):
+        if stale.name != f"{backend}-{key}":
             shutil.rmtree(stale, ignore_errors=True)
     return Compiled(record, found, reason, built=True)
 
@@ -148,8 +219,7 @@ def main(
     debug: cli.DebugOption = False,
 ) -> None:
     """Compile the bundle's integer graph for this machine and say what runs as integer."""
-    backend_class(backend)
-    show(compile_bundle(Bundle.open(bundle), force=force), Console())
+    show(compile_bundle(Bundle.open(bundle), backend=backend, force=force), Console())
 
 
 if __name__ == "__main__":

@@ -173,6 +173,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         ("integer features", " ".join(about["flags"]) or "none known"),
         ("system", f"{about['system']}, Python {about['versions']['python']}"),
         ("ONNX Runtime", f"{report['onnxruntime']['version']}, {', '.join(report['onnxruntime']['providers'])}"),
+        ("OpenVINO", report["packages"]["openvino"] or "not installed: pip install 'intvit[openvino]'"),
         ("memory", memory),
         ("disk", f"{report['disk_free_bytes'] / 1e9:.1f} GB free here"),
         ("NVIDIA", f"{gpu}{': ' + nvidia['error'] if nvidia['found'] and nvidia['error'] else ''}"),

@@ -2,8 +2,9 @@
 
 ``--ladder`` (:mod:`runtime.ladder`) and ``--find`` (:mod:`runtime.find`) say where it does not.
 
-The integers are those of the graph ONNX Runtime really executes: its optimized form, every tap exposed, loaded with
-the optimizer off so that the fused kernels stay. Two comparisons with the golden vectors:
+The integers are those of the graph the engine really executes, every tap exposed. ONNX Runtime: its optimized form,
+loaded with the optimizer off so that the fused kernels stay. OpenVINO: the stored graph, whose kernels an output more
+leaves as they are. Two comparisons with the golden vectors:
 
 aligned  every tap's readers are fed the golden integers, so each quantizer, and the logits, are judged on the
          reference's own inputs. Every operation of the graph lies between two taps, so a fault has nowhere to hide.
@@ -27,14 +28,13 @@ from typer import Exit, Option
 
 from runtime import cli, machine
 from runtime.backends.base import backend_class, open_engine
-from runtime.backends.ort import optimized_bytes, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from runtime.golden import Golden
-from runtime.onnx_wire import cut, read_graph, with_extra_outputs
-from runtime.quantizers import Quantizer, locate
-from runtime.rungs import golden_feeds, levels_apart, run_ort, rung
+from runtime.onnx_wire import cut, with_extra_outputs
+from runtime.quantizers import Quantizer
+from runtime.rungs import golden_feeds, levels_apart, rung
 
 MAX_LSB = 1
 MAX_MISMATCH_PERCENT = 0.1
@@ -107,12 +107,12 @@ def compare(quantizer: Quantizer, engine: npt.NDArray[np.generic], golden: Golde
 
 
 def _run(
-    model: bytes, bundle: Bundle, feeds: dict[str, Any], quantizers: list[Quantizer], threads: int
+    model: bytes, bundle: Bundle, feeds: dict[str, Any], quantizers: list[Quantizer], threads: int, backend: str
 ) -> dict[str, Any]:
     """The logits and every tap's tensor, by name."""
-    where = str(bundle.file("graph", "ort"))
     names = list(dict.fromkeys([bundle.manifest.output_name, *(quantizer.tensor for quantizer in quantizers)]))
-    return run_ort(model, names, feeds, threads=threads, where=where)
+    where = str(bundle.file("graph", backend))
+    return backend_class(backend).run_graph(model, names, feeds, threads=threads, where=where)
 
 
 def _failures(taps: list[TapParity], logits_db: float, free_db: float, quantization_db: float) -> list[str]:
@@ -150,21 +150,16 @@ def check(bundle: Bundle, *, backend: str = "ort", threads: int | None = None) -
     Raises:
         IntvitError: a tap is not in the executed graph, or the graph does not load or run.
     """
-    backend_class(backend)
     require_taps(bundle)
-    path, golden = bundle.file("graph", "ort"), bundle.golden()
-    used = threads or machine.available_cores()
-    plain = path.read_bytes()
-    refuse_external(plain, str(path))
-    executed = optimized_bytes(plain, where=str(path))
-    quantizers = locate(bundle.manifest.taps, read_graph(plain), read_graph(executed), where=str(path))
+    executed, quantizers = backend_class(backend).tapped(bundle)
+    golden, used = bundle.golden(), threads or machine.available_cores()
     exposed = with_extra_outputs(executed, [quantizer.tensor for quantizer in quantizers])
     images = {bundle.manifest.input_name: golden.images}
 
-    free = _run(exposed, bundle, images, quantizers, used)
+    free = _run(exposed, bundle, images, quantizers, used, backend)
     free_results = [compare(quantizer, free[quantizer.tensor], golden) for quantizer in quantizers]
     del free
-    aligned = _run_aligned(exposed, bundle, golden, quantizers, used)
+    aligned = _run_aligned(exposed, bundle, golden, quantizers, used, backend)
     taps = [
         TapParity(quantizer.tap.name, *compare(quantizer, aligned[quantizer.tensor], golden), *free_result)
         for quantizer, free_result in zip(quantizers, free_results, strict=True)
@@ -183,11 +178,11 @@ def check(bundle: Bundle, *, backend: str = "ort", threads: int | None = None) -
 
 
 def _run_aligned(
-    exposed: bytes, bundle: Bundle, golden: Golden, quantizers: list[Quantizer], threads: int
+    exposed: bytes, bundle: Bundle, golden: Golden, quantizers: list[Quantizer], threads: int, backend: str
 ) -> dict[str, Any]:
     """:func:`_run` with every tap's readers fed the golden integers."""
     cuts, feeds = golden_feeds(bundle, golden, quantizers)
-    return _run(cut(exposed, cuts), bundle, feeds, quantizers, threads)
+    return _run(cut(exposed, cuts), bundle, feeds, quantizers, threads, backend)
 
 
 def show(result: Parity, console: Console) -> None:

@@ -6,6 +6,7 @@ cut short: it is ignored, so no engine it names is used and the next ``compile``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,17 @@ class Registry(Strict):
 
     schema_version: Literal[1] = 1
     engines: list[EngineRecord]
+
+
+def compile_key(inputs: dict[str, Any]) -> str:
+    """A short name (16 hex digits) for all that decides a compiled engine's bytes."""
+    return sha256_bytes(json_text(inputs).encode("utf-8"))[:16]
+
+
+def find_engine(engines: Sequence[EngineRecord], backend: str, inputs: dict[str, Any]) -> EngineRecord | None:
+    """The engine of ``backend`` that was compiled from exactly these ``inputs``, if there is one."""
+    key = compile_key(inputs)
+    return next((record for record in engines if record.backend == backend and record.key == key), None)
 
 
 def load_registry(root: Path) -> Registry:

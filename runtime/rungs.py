@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.base import backend_class
-from runtime.backends.ort import compiled_engine, make_session, optimized_bytes, refuse_external
+from runtime.backends.base import backend_class, refuse_external
+from runtime.backends.openvino import OpenVinoEngine
+from runtime.backends.ort import OrtEngine, compiled_engine, optimized_bytes
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.golden import Golden
@@ -39,11 +40,7 @@ class Runner(Protocol):
 
 def run_ort(model: bytes, names: Sequence[str], feeds: Mapping[str, Any], *, threads: int, where: str) -> Tensors:
     """A :class:`Runner`: ONNX Runtime with its optimizer off, so that the nodes run as they are written."""
-    session = make_session(model, threads=threads, optimize=False, where=where)
-    try:
-        return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
-    except Exception as error:
-        raise IntvitError("ONNX Runtime failed while running", where=where, why=str(error)) from error
+    return OrtEngine.run_graph(model, names, feeds, threads=threads, where=where)
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,10 @@ def _dialect(bundle: Bundle) -> bytes:
     return bundle.file("graph", "ort").read_bytes()
 
 
+def _openvino(bundle: Bundle) -> bytes:
+    return bundle.file("graph", "openvino").read_bytes()
+
+
 def _engine(bundle: Bundle, stored: bytes) -> bytes:
     """The engine compiled on this machine where there is one, else what the optimizer makes of the graph now."""
     compiled = compiled_engine(bundle)
@@ -99,6 +100,8 @@ RUNGS: tuple[Rung, ...] = (
     Rung("canonical", "the canonical graph, ONNX Runtime's optimizer off", "", _canonical, shifted=True),
     Rung("dialect", "ONNX Runtime's dialect, optimizer off", "ort", _dialect, exact=True),
     Rung("engine", "what ONNX Runtime executes", "ort", _dialect, _engine),
+    Rung("dialect", "OpenVINO's dialect under ONNX Runtime", "openvino", _openvino, shifted=True, exact=True),
+    Rung("engine", "what OpenVINO executes", "openvino", _openvino, run=OpenVinoEngine.run_graph, shifted=True),
 )
 
 

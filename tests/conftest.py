@@ -11,6 +11,9 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
+NO_OPENVINO = "OpenVINO is not installed: pip install 'intvit[openvino]'"
+_OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason=NO_OPENVINO)
+BACKENDS = ("ort", pytest.param("openvino", marks=_OPENVINO))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -32,6 +32,7 @@ from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
 from toolchain.stages import StageStore, default_store
 
 DEFAULT_IMAGES = 128
+DEFAULT_TARGET = "ort"
 COST = "cost.json"
 
 
@@ -83,7 +84,8 @@ def _assemble(
         write_manifest(partial, manifest)
         atomic_write_json(partial / COST, cost)
         if evaluate_on is not None:
-            reported = measure(Bundle.open(partial), model, evaluate_on)
+            backend = DEFAULT_TARGET if DEFAULT_TARGET in targets else targets[0]
+            reported = measure(Bundle.open(partial), model, evaluate_on, backend)
             write_manifest(partial, manifest.model_copy(update={"reported": reported}))
     return Bundle.open(out)
 
@@ -123,7 +125,7 @@ def _device(choice: str) -> str:
 
 
 def _targets(chosen: list[str] | None) -> list[str]:
-    targets = sorted(set(chosen or TARGETS))
+    targets = sorted({name for text in chosen or [DEFAULT_TARGET] for name in text.split(",")})
     if unknown := [target for target in targets if target not in TARGETS]:
         raise IntvitError(f"unknown target {unknown[0]!r}", where="--target", next="known: " + ", ".join(TARGETS))
     return targets
@@ -155,7 +157,10 @@ def main(
     eval_data: Annotated[
         Path | None, typer.Option("--eval", help="Labelled folder DIR/<class>/*.jpg; only measured on.")
     ] = None,
-    target: Annotated[list[str] | None, typer.Option("--target", help="Which dialects to write; default: all.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="Dialects to write: ort (the default), openvino, or both: ort,openvino."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda: for images and calibration.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same bytes.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The bundle; default build/<model>-<bits>.")] = None,

@@ -16,13 +16,15 @@ from runtime.dataset import load_folder
 
 
 @torch.no_grad()
-def measure(bundle: Bundle, model: CalibratedModel, data: Path) -> dict[str, Any]:
+def measure(bundle: Bundle, model: CalibratedModel, data: Path, backend: str) -> dict[str, Any]:
     """Top-1 in percent of the float twin, the fake-quantized model and the engine on ``data``, with standard errors.
+
+    Twin and engine run on ``backend``.
 
     Raises:
         IntvitError: whatever the runtime's accuracy raises.
     """
-    result = evaluate(bundle, data)
+    result = evaluate(bundle, data, backend=backend)
     set_quantized(model.module, True)
 
     def fake_quant(images: np.ndarray) -> np.ndarray:

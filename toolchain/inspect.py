@@ -1,79 +1,44 @@
-"""``python -m toolchain.inspect BUNDLE``: what really runs as integer, read from ONNX Runtime's optimized graph."""
+"""``python -m toolchain.inspect BUNDLE``: what really runs as integer, read back from the engine.
+
+ONNX Runtime: from the graph its optimizer leaves. OpenVINO: from its runtime model and profile.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from collections import Counter
+from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.table import Table
 from typer import Option
 
 from runtime import cli
+from runtime.backends.base import backend_class
 from runtime.backends.ort import optimized_bytes
 from runtime.bundle import Bundle
 from runtime.execution import INTEGER_KERNELS, execution, warnings
 from runtime.files import atomic_write_json
 from runtime.manifest import Layer
 from runtime.onnx_wire import INT8, UINT8, Graph, Node, read_graph
+from toolchain import inspect_openvino
 from toolchain import profile as profiling
+from toolchain.inspection import Inspection, LayerRow
 
-TARGET = "ort"
 TYPES = {INT8: "s8", UINT8: "u8"}
 
 
-@dataclass(frozen=True)
-class LayerRow:
-    """One linear layer, convolution or integer attention product; ``macs`` per image.
-
-    Attributes:
-        executed_as: the kernel's name in the optimized graph. integer: whether that kernel multiplies integers.
-        stored_bytes: size of its weights in the file.
-    """
-
-    name: str
-    macs: int
-    weight_bits: int
-    activation_bits: int
-    stored_as: str
-    executed_as: str
-    integer: bool
-    stored_bytes: int
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """``integer_mac_fraction``: part (0..1) of the MACs of the manifest's layers that run on integer kernels.
-
-    Those are linear layers and convolutions, and with ``+attn8`` both attention products; float products do not count.
-
-    Attributes:
-        operators: node counts of the optimized graph. warnings: one line for each thing that is not as it should be.
-    """
-
-    integer_mac_fraction: float
-    layers: tuple[LayerRow, ...]
-    operators: dict[str, int]
-    warnings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The fixed keys, and ``operators``, ``linear_weight_bytes`` and ``warnings`` beside them."""
-        return {
-            "integer_mac_fraction": self.integer_mac_fraction,
-            "layers": [asdict(row) for row in self.layers],
-            "operators": self.operators,
-            "linear_weight_bytes": sum(row.stored_bytes for row in self.layers),
-            "warnings": list(self.warnings),
-        }
-
-
-def inspect(bundle: Bundle) -> Inspection:
-    """Optimize the bundle's graph as its engine would be, and find every layer in the result.
+def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) -> Inspection:
+    """Find every layer of the bundle in what ``backend`` executes on this machine, OpenVINO's with their times.
 
     Raises:
-        IntvitError: the graph does not load.
+        IntvitError: the backend is unknown or not installed, or its graph does not load.
     """
-    path = bundle.file("graph", TARGET)
+    backend_class(backend)
+    return inspect_openvino.inspect(bundle, threads) if backend == "openvino" else _inspect_ort(bundle)
+
+
+def _inspect_ort(bundle: Bundle) -> Inspection:
+    path = bundle.file("graph", "ort")
     source = path.read_bytes()
     optimized = read_graph(optimized_bytes(source, where=str(path)))
     stored = read_graph(source)
@@ -123,16 +88,35 @@ def _kernel_name(node: Node, graph: Graph) -> str:
     return f"{node.op_type}, {left} x {right}"
 
 
-def _show(found: Inspection, console: Console) -> None:
-    table = Table(title="layers, as ONNX Runtime executes them")
-    for column in ("layer", "MMACs", "W", "A", "stored as", "executed as"):
-        table.add_column(column, justify="right" if column in ("MMACs", "W", "A") else "left")
+def _show(found: Inspection, backend: str, console: Console) -> None:
+    timed = found.milliseconds is not None
+    table = Table(title=f"linear layers and convolutions, as {backend} executes them")
+    for column in ("layer", "MMACs", "W", "A", "stored as", "executed as", *(("ms", "share") if timed else ())):
+        justify: Literal["left", "right"] = "left" if column in ("layer", "stored as", "executed as") else "right"
+        table.add_column(column, justify=justify)
     for row in found.layers:
-        cells = (f"{row.macs / 1e6:.2f}", str(row.weight_bits), str(row.activation_bits))
-        table.add_row(row.name, *cells, row.stored_as, row.executed_as, style=None if row.integer else "yellow")
+        cells = [
+            f"{row.macs / 1e6:.2f}",
+            str(row.weight_bits),
+            str(row.activation_bits),
+            row.stored_as,
+            row.executed_as,
+        ]
+        if found.milliseconds is not None:
+            spent = row.milliseconds or 0.0
+            cells += [f"{spent:.3f}", f"{100 * spent / max(found.milliseconds, 1e-9):.1f} %"]
+        table.add_row(row.name, *cells, style=None if row.integer else "yellow")
     console.print(table)
+    if found.milliseconds is not None:
+        mine = sum(row.milliseconds or 0.0 for row in found.layers)
+        console.print(
+            f"one image: {found.milliseconds:.3f} ms in all nodes, {mine:.3f} ms of it in these layers with what is "
+            "fused into them",
+            highlight=False,
+            soft_wrap=True,
+        )
     share = 100 * found.integer_mac_fraction
-    kernels = {name: count for name, count in found.operators.items() if name in INTEGER_KERNELS}
+    kernels = dict(Counter(row.executed_as for row in found.layers if row.integer))
     console.print(f"{share:.1f} % of the MACs of these layers run on integer kernels: {kernels or 'none'}")
     for line in found.warnings:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
@@ -140,20 +124,25 @@ def _show(found: Inspection, console: Console) -> None:
 
 def main(
     bundle: cli.BundleArgument,
+    backend: cli.BackendOption = "ort",
     json: cli.JsonOption = None,
-    profile: Annotated[bool, Option("--profile", help="Also run it under ONNX Runtime's profiler.")] = False,
+    profile: Annotated[
+        bool, Option("--profile", help="Also run it under ONNX Runtime's profiler (OpenVINO is always timed).")
+    ] = False,
     batch: Annotated[int, Option("--batch", min=1, help="Images a profiled run.")] = 1,
     threads: cli.ThreadsOption = None,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Show, layer by layer, how weights are stored and which kernel runs, read from the optimized graph."""
+    """Show, layer by layer, how weights are stored and which kernel runs, read back from the engine."""
     opened = Bundle.open(bundle)
-    found = inspect(opened)
-    timed = profiling.profile(opened, _executing, batch=batch, threads=threads) if profile else None
+    found = inspect(opened, backend, threads)
+    timed = (
+        profiling.profile(opened, _executing, batch=batch, threads=threads) if profile and backend == "ort" else None
+    )
     if json is not None:
         times = {} if timed is None else {"profile": timed.to_json()}
-        atomic_write_json(json, found.to_json() | {"bundle": opened.sha256} | times)
-    _show(found, Console())
+        atomic_write_json(json, found.to_json() | {"bundle": opened.sha256, "backend": backend} | times)
+    _show(found, backend, Console())
     if timed is not None:
         profiling.show(timed, Console())
 

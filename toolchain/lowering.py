@@ -14,9 +14,9 @@ from torch import nn
 from calib.calibrated import CalibratedModel
 from runtime.errors import IntvitError
 from toolchain.graph import canonical_graph, float_graph
-from toolchain.targets import ort
+from toolchain.targets import openvino, ort
 
-TARGETS = {"ort": ort.lower}
+TARGETS = {"ort": ort.lower, "openvino": openvino.lower}
 CANONICAL, FLOAT = "canonical/model.onnx", "float/model.onnx"
 TWIN_TOLERANCE = 1e-3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,9 +12,14 @@ import numpy.typing as npt
 
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.onnx_wire import read_graph
+from runtime.quantizers import Quantizer
 
 # Backend name -> "module:class". A backend's own libraries are imported by its module, not before.
-BACKENDS: dict[str, str] = {"ort": "runtime.backends.ort:OrtEngine"}
+BACKENDS: dict[str, str] = {
+    "ort": "runtime.backends.ort:OrtEngine",
+    "openvino": "runtime.backends.openvino:OpenVinoEngine",
+}
 
 Images = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]
@@ -50,13 +56,41 @@ class Engine(Protocol):
 
 
 class EngineClass(Protocol):
-    """How a backend opens the models of a bundle."""
+    """How a backend opens the models of a bundle, and how its integers are read."""
 
-    def open(self, bundle: Bundle, *, threads: int | None = None, twin: bool = False) -> Engine:
+    def open(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        twin: bool = False,
+        options: Mapping[str, str] | None = None,
+    ) -> Engine:
         """The bundle's integer engine, or its float32 twin. ``threads`` None: the physical cores available.
 
+        Args:
+            options: the backend's own, by name, as texts.
+
         Raises:
-            IntvitError: the bundle has no graph for this backend or it does not load.
+            IntvitError: the bundle has no graph for this backend or it does not load, or an option is unknown.
+        """
+        ...
+
+    def tapped(self, bundle: Bundle) -> tuple[bytes, list[Quantizer]]:
+        """An ONNX graph that runs with the kernels the engine runs with, and where each tap of the manifest is in it.
+
+        Raises:
+            IntvitError: the bundle has no graph for this backend, or a tap is not in it.
+        """
+        ...
+
+    def run_graph(
+        self, model: bytes, names: Sequence[str], feeds: Mapping[str, Any], *, threads: int, where: str
+    ) -> dict[str, Any]:
+        """The tensors ``names`` that :meth:`tapped`'s graph makes of ``feeds``, its taps exposed or cut by now.
+
+        Raises:
+            IntvitError: it does not load or run.
         """
         ...
 
@@ -82,13 +116,32 @@ def backend_class(name: str) -> EngineClass:
     return found
 
 
-def open_engine(bundle: Bundle, backend: str = "ort", *, threads: int | None = None, twin: bool = False) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    backend: str = "ort",
+    *,
+    threads: int | None = None,
+    twin: bool = False,
+    options: Mapping[str, str] | None = None,
+) -> Engine:
     """Open the bundle's integer engine (or its float32 ``twin``) on a backend.
 
     Raises:
-        IntvitError: unknown backend, no graph for it, or the graph does not load.
+        IntvitError: unknown backend or option, no graph for it, or the graph does not load.
     """
-    return backend_class(backend).open(bundle, threads=threads, twin=twin)
+    return backend_class(backend).open(bundle, threads=threads, twin=twin, options=options)
+
+
+def refuse_external(model: bytes, where: str) -> None:
+    """Refuse a graph whose weights lie in another file, which no digest would cover.
+
+    Raises:
+        IntvitError: naming the tensor.
+    """
+    for initializer in read_graph(model).initializers:
+        if initializer.external:
+            why = f"tensor {initializer.name!r} is stored in another file"
+            raise IntvitError("the graph reads files that are not verified", where=where, why=why)
 
 
 def check_images(images: npt.NDArray[Any], shape: tuple[int, int, int]) -> None:
@@ -100,3 +153,16 @@ def check_images(images: npt.NDArray[Any], shape: tuple[int, int, int]) -> None:
     if images.dtype != np.float32 or images.ndim != 4 or images.shape[0] < 1 or images.shape[1:] != shape:
         expected = f"float32 (N, {', '.join(map(str, shape))}) with N >= 1"
         raise IntvitError("wrong input for the engine", why=f"got {images.dtype} {images.shape}, expected {expected}")
+
+
+def check_logits(logits: npt.NDArray[Any], shape: tuple[int, int], *, where: str) -> Logits:
+    """``logits``, once they are found to be float32 (N, classes).
+
+    Raises:
+        IntvitError: with the type and shape received.
+    """
+    if logits.dtype != np.float32 or logits.shape != shape:
+        why = f"{logits.dtype} {logits.shape}, expected float32 {shape}"
+        raise IntvitError("the graph gives other outputs than the manifest says", where=where, why=why)
+    found: Logits = logits
+    return found

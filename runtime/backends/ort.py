@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import numpy as np
 import onnxruntime as ort
 
 from runtime import machine
-from runtime.backends.base import Images, Logits, check_images
+from runtime.backends.base import Images, Logits, check_images, check_logits, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
-from runtime.files import json_text, sha256_bytes, write_error
+from runtime.files import write_error
 from runtime.fusions import VERSION as FUSIONS
 from runtime.fusions import fold_biases, fuse_attention
 from runtime.onnx_wire import read_graph
-from runtime.registry import EngineRecord
+from runtime.quantizers import Quantizer, locate
+from runtime.registry import EngineRecord, find_engine
 
 _PROVIDER = "CPUExecutionProvider"
 FUSED_ATTENTION = (1, 24)  # the first version with a kernel for Attention and for everything else in opset 23
@@ -142,27 +144,9 @@ def compile_inputs(graph_sha256: str) -> dict[str, Any]:
     }
 
 
-def compile_key(inputs: dict[str, Any]) -> str:
-    """A short name (16 hex digits) for one set of :func:`compile_inputs`."""
-    return sha256_bytes(json_text(inputs).encode("utf-8"))[:16]
-
-
 def compiled_engine(bundle: Bundle) -> EngineRecord | None:
     """The engine compiled from this bundle's graph for this very machine, if there is one."""
-    key = compile_key(compile_inputs(bundle.entry("graph", "ort").sha256))
-    return next((record for record in bundle.engines if record.backend == "ort" and record.key == key), None)
-
-
-def refuse_external(model: bytes, where: str) -> None:
-    """Refuse a graph whose weights lie in another file, which no digest would cover.
-
-    Raises:
-        IntvitError: naming the tensor.
-    """
-    for initializer in read_graph(model).initializers:
-        if initializer.external:
-            why = f"tensor {initializer.name!r} is stored in another file"
-            raise IntvitError("the graph reads files that are not verified", where=where, why=why)
+    return find_engine(bundle.engines, "ort", compile_inputs(bundle.entry("graph", "ort").sha256))
 
 
 class OrtEngine:
@@ -192,12 +176,21 @@ class OrtEngine:
             raise IntvitError("the graph has other inputs or outputs", where=str(path), why=why)
 
     @classmethod
-    def open(cls, bundle: Bundle, *, threads: int | None = None, twin: bool = False) -> OrtEngine:
+    def open(
+        cls,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        twin: bool = False,
+        options: Mapping[str, str] | None = None,
+    ) -> OrtEngine:
         """The integer graph, from an engine compiled for this machine if there is one, or the float32 ``twin``.
 
         Raises:
-            IntvitError: the bundle has no such graph, or ONNX Runtime cannot load it.
+            IntvitError: the bundle has no such graph, or ONNX Runtime cannot load it, or any option is given.
         """
+        if options:
+            raise IntvitError("the ort backend has no options", where="--option", why=f"got {', '.join(options)}")
         if twin:
             return cls(bundle, bundle.file("float_twin"), threads=threads, compiled=None, twin=True)
         compiled = compiled_engine(bundle)
@@ -213,11 +206,7 @@ class OrtEngine:
             (logits,) = self._session.run([self._names[1]], {self._names[0]: np.ascontiguousarray(images)})
         except Exception as error:
             raise IntvitError("ONNX Runtime failed while running", where=str(self._path), why=str(error)) from error
-        if logits.dtype != np.float32 or logits.shape != (len(images), self.num_classes):
-            why = f"{logits.dtype} {logits.shape}, expected float32 {(len(images), self.num_classes)}"
-            raise IntvitError("the graph gives other outputs than the manifest says", where=str(self._path), why=why)
-        found: Logits = logits
-        return found
+        return check_logits(logits, (len(images), self.num_classes), where=str(self._path))
 
     def close(self) -> None:
         """See :meth:`runtime.backends.base.Engine.close`."""
@@ -233,3 +222,23 @@ class OrtEngine:
             "compiled": self._compiled,
             "options": {**graph_options(), **run_options()},
         }
+
+    @staticmethod
+    def tapped(bundle: Bundle) -> tuple[bytes, list[Quantizer]]:
+        """See :meth:`runtime.backends.base.EngineClass.tapped`: the graph as ONNX Runtime's optimizer leaves it."""
+        path = bundle.file("graph", "ort")
+        plain = path.read_bytes()
+        refuse_external(plain, str(path))
+        executed = optimized_bytes(plain, where=str(path))
+        return executed, locate(bundle.manifest.taps, read_graph(plain), read_graph(executed), where=str(path))
+
+    @staticmethod
+    def run_graph(
+        model: bytes, names: Sequence[str], feeds: Mapping[str, Any], *, threads: int, where: str
+    ) -> dict[str, Any]:
+        """See :meth:`runtime.backends.base.EngineClass.run_graph`."""
+        session = make_session(model, threads=threads, optimize=False, where=where)
+        try:
+            return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
+        except Exception as error:
+            raise IntvitError("ONNX Runtime failed while running", where=where, why=str(error)) from error

@@ -17,6 +17,7 @@ from calib.models import PACKAGED, SHORT_NAMES
 from calib.recipes import methods
 from calib.scheme import parse, require_buildable
 from runtime import cli
+from runtime.backends import BACKENDS
 from tests.conftest import REPO
 from toolchain.lowering import TARGETS
 from toolchain.rules import TARGETS as LINTED
@@ -90,8 +91,11 @@ def wrong_values(values: dict[str, object], targets: Iterable[str]) -> list[str]
     """Models, schemes, methods, targets and back ends that do not exist; words in capitals stand for anything."""
     wrong = []
     choices: dict[str, list[str]] = {
-        "model": [*SHORT_NAMES, *PACKAGED], "method": methods(), "target": list(targets), "backend": ["ort"],
-    }  # fmt: skip
+        "model": [*SHORT_NAMES, *PACKAGED],
+        "method": methods(),
+        "target": [*targets, ",".join(targets)],
+        "backend": list(BACKENDS),
+    }
     for name, allowed in choices.items():
         given = values.get(name)
         for value in given if isinstance(given, list | tuple) else [given]:

@@ -19,6 +19,7 @@ from runtime.find import find
 from runtime.ladder import climb
 from runtime.parity import check
 from runtime.rungs import rung
+from tests.conftest import BACKENDS, NO_OPENVINO
 from tests.toolchain.nets import alter_graph, calibrated, digits, noise, run, spec_of, swin, vit, write_bundle
 from toolchain.graph import canonical_graph
 from toolchain.passes.match import set_constant
@@ -67,11 +68,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Made]
     return make
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_engine_computes_what_was_calibrated(made: Callable[[str, str], Made], network: str, scheme: str) -> None:
+def test_the_engine_computes_what_was_calibrated(
+    made: Callable[[str, str], Made], network: str, scheme: str, backend: str
+) -> None:
     one = made(network, scheme)
-    result = check(Bundle.open(one.folder), threads=1)
+    result = check(Bundle.open(one.folder), backend=backend, threads=1)
     assert result.failures == ()
     assert result.ok
     assert [tap.name for tap in result.taps] == list(one.model.quantizers())
@@ -130,8 +134,19 @@ def test_the_ladder_parts_nowhere(made: Callable[[str, str], Made], network: str
         assert find(bundle, rung(upper), rung(lower), threads=1).first is None
 
 
-def spoiled(folder: Path, tmp_path: Path, change: Callable[[ir.Model], None]) -> Bundle:
-    return alter_graph(Path(shutil.copytree(folder, tmp_path / "bundle")), change)
+@pytest.mark.parametrize("scheme", ["w4a4", "w8a8+attn8"])
+def test_the_ladder_to_openvino_moves_no_operation(made: Callable[[str, str], Made], scheme: str) -> None:
+    """Its dialect only adds Casts: every tap and the logits are the canonical graph's bits."""
+    pytest.importorskip("openvino", reason=NO_OPENVINO)
+    result = climb(Bundle.open(made("vit_digits", scheme).folder), backend="openvino", threads=1)
+    assert result.ok, result.verdict
+    dialect = next(step for step in result.steps if step.rung == "dialect")
+    assert len(dialect.taps) > 0
+    assert all(tap.must_be_exact and tap.exact for tap in dialect.taps)
+
+
+def spoiled(folder: Path, tmp_path: Path, change: Callable[[ir.Model], None], target: str) -> Bundle:
+    return alter_graph(Path(shutil.copytree(folder, tmp_path / "bundle")), change, target)
 
 
 def scale_weights(model: ir.Model) -> None:
@@ -167,6 +182,7 @@ def forget_the_largest_of_the_row(model: ir.Model) -> None:
     model.graph.remove(node, safe=True)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("scheme", "fault"),
     [
@@ -178,13 +194,13 @@ def forget_the_largest_of_the_row(model: ir.Model) -> None:
     ],
 )
 def test_a_fault_in_the_graph_is_seen(
-    made: Callable[[str, str], Made], tmp_path: Path, scheme: str, fault: Callable[[ir.Model], None]
+    made: Callable[[str, str], Made], tmp_path: Path, scheme: str, fault: Callable[[ir.Model], None], backend: str
 ) -> None:
-    bundle = spoiled(made("vit_digits", scheme).folder, tmp_path, fault)
-    result = check(bundle, threads=1)
+    bundle = spoiled(made("vit_digits", scheme).folder, tmp_path, fault, backend)
+    result = check(bundle, backend=backend, threads=1)
     assert not result.ok
     assert result.failures
-    assert climb(bundle, threads=1).verdict.startswith("dialect parts from canonical")
+    assert climb(bundle, backend=backend, threads=1).verdict.startswith("dialect parts from canonical")
 
 
 def test_find_steps_over_a_folded_shift(made: Callable[[str, str], Made], tmp_path: Path) -> None:
@@ -195,7 +211,7 @@ def test_find_steps_over_a_folded_shift(made: Callable[[str, str], Made], tmp_pa
         assert value.const_value is not None
         set_constant(value, value.const_value.numpy() * np.float32(1.1))
 
-    bundle = spoiled(made("vit_digits", "w4a4").folder, tmp_path, wrong_bias)
+    bundle = spoiled(made("vit_digits", "w4a4").folder, tmp_path, wrong_bias, "ort")
     assert {tap.name: tap.zero_point for tap in bundle.manifest.taps}["blocks.1.mlp.fc2"] != 0
     for lower in ("dialect", "engine"):
         first = find(bundle, rung("canonical"), rung(lower), threads=1).first

@@ -9,11 +9,13 @@ import pytest
 from runtime import cli
 from runtime.bundle import Bundle
 from runtime.parity import check
+from tests.conftest import BACKENDS
 from toolchain.build import main
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheme", ["w4a16", "w8a16"])
-def test_logits_without_taps(scheme: str, tmp_path: Path) -> None:
+def test_logits_without_taps(scheme: str, backend: str, tmp_path: Path) -> None:
     out = tmp_path / scheme
     arguments = [
         "--model",
@@ -26,9 +28,11 @@ def test_logits_without_taps(scheme: str, tmp_path: Path) -> None:
         "4",
         "--budget",
         "fast",
+        "--target",
+        backend,
         "--out",
         str(out),
     ]
     assert cli.invoke(main, arguments) == 0
-    found = check(Bundle.open(out))
+    found = check(Bundle.open(out), backend=backend)
     assert found.taps == () and found.ok and found.logits_sqnr_db > 80

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import BACKENDS, NO_OPENVINO
+
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(2400)]
 BLOCKS = 12
 
@@ -40,7 +42,7 @@ def build(tmp_path_factory: pytest.TempPathFactory, vit_tiny_checkpoint: Path, p
         if scheme not in done:
             out = root / scheme
             arguments = ["--model", "vit_t", "--checkpoint", str(vit_tiny_checkpoint), "--bits", scheme]
-            arguments += ["--method", "best", "--eval", str(photographs), "--out", str(out)]
+            arguments += ["--method", "best", "--eval", str(photographs), "--target", "ort,openvino", "--out", str(out)]
             verb("toolchain.build", *arguments, "--cache", str(root / "cache"))
             done[scheme] = Built(out, json.loads((out / "manifest.json").read_text())["reported"])
         return done[scheme]
@@ -67,9 +69,19 @@ def test_engine_and_fake_quant_agree_on_accuracy(build: Any, scheme: str) -> Non
     assert abs(reported["engine_top1"] - reported["fake_quant_top1"]) <= limit
 
 
+def test_openvino_and_fake_quant_agree_on_accuracy(build: Any, photographs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason=NO_OPENVINO)
+    built, out = build("w8a8"), tmp_path / "accuracy.json"
+    verb("runtime.accuracy", str(built.folder), "--backend", "openvino", "--data", str(photographs), "--json", str(out))
+    limit = max(0.3, 3 * built.reported["engine_minus_fake_quant_stderr"])
+    assert abs(json.loads(out.read_text())["top1"] - built.reported["fake_quant_top1"]) <= limit
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
-def test_parity(build: Any, scheme: str, tmp_path: Path) -> None:
-    verb("runtime.parity", str(build(scheme).folder), "--json", str(tmp_path / "parity.json"))
+def test_parity(build: Any, scheme: str, backend: str, tmp_path: Path) -> None:
+    where = str(tmp_path / "parity.json")
+    verb("runtime.parity", str(build(scheme).folder), "--backend", backend, "--json", where)
     found = json.loads((tmp_path / "parity.json").read_text())
     assert found["ok"] and found["logits_sqnr_db"] >= 35
     assert found["taps"][0]["max_lsb"] == 0

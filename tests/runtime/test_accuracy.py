@@ -17,6 +17,7 @@ from runtime import cli
 from runtime.accuracy import Predictions, evaluate, paired_stderr, top_classes
 from runtime.bundle import Bundle
 from runtime.images import load_image
+from tests.conftest import BACKENDS
 from tests.runtime.tiny import Spec, reference
 
 COUNT = 130
@@ -36,9 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_numbers_are_those_of_the_reference(tiny_bundle: Path, folder: Path) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_are_those_of_the_reference(tiny_bundle: Path, folder: Path, backend: str) -> None:
     bundle = Bundle.open(tiny_bundle)
-    result = evaluate(bundle, folder, threads=1, batch=7)
+    result = evaluate(bundle, folder, backend=backend, threads=1, batch=7)
     images = np.stack([load_image(path, bundle.manifest.preprocess) for path in result.paths])
     labels = np.array([int(path.parent.name.lstrip("n")) for path in result.paths])
     engine, twin = reference(Spec(), images)[0], reference(Spec(), images, quantize=False)[0]

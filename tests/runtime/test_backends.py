@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from runtime.backends import BACKENDS, backend_class, open_engine
 from runtime.backends import ort as backend
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.registry import compile_key
 from tests.runtime.tiny import Spec, reference, rehash
 
 
@@ -28,6 +30,18 @@ def test_a_backend_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(IntvitError, match="not installed") as caught:
         backend_class("absent")
     assert "pip install" in caught.value.next
+
+
+def test_openvino_missing_says_how_to_install_it(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(IntvitError, match="OpenVINO is not installed") as caught:
+        open_engine(Bundle.open(tiny_bundle), "openvino")
+    assert caught.value.next == "pip install 'intvit[openvino]'"
+
+
+def test_ort_has_no_options(tiny_bundle: Path) -> None:
+    with pytest.raises(IntvitError, match="no options"):
+        open_engine(Bundle.open(tiny_bundle), options={"precision": "bf16"})
 
 
 @pytest.mark.parametrize("twin", [False, True])
@@ -107,7 +121,7 @@ def test_weights_in_another_file_are_refused(bundle_copy: Path) -> None:
 
 def test_the_key_follows_everything_that_decides_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(graph: str = "a") -> str:
-        return backend.compile_key(backend.compile_inputs(graph))
+        return compile_key(backend.compile_inputs(graph))
 
     base = key()
     assert key() == base != key("b")

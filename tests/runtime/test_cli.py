@@ -70,3 +70,11 @@ def test_ctrl_c_ends_a_verb_with_130(tiny_bundle: Path) -> None:
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said
     assert "Ctrl-C" in said and "Traceback" not in said
+
+
+def test_options() -> None:
+    assert cli.parse_options(None) == {}
+    assert cli.parse_options(["precision=bf16", "cache_dir=a=b"]) == {"precision": "bf16", "cache_dir": "a=b"}
+    for text in ("precision", "=bf16"):
+        with pytest.raises(IntvitError, match="not an option"):
+            cli.parse_options([text])

@@ -9,11 +9,12 @@ import pytest
 
 from runtime import cli, machine
 from runtime import compile as verb
-from runtime.backends.ort import OrtEngine, compile_key
+from runtime.backends.ort import OrtEngine
 from runtime.bundle import Bundle
 from runtime.compile import compile_bundle
 from runtime.errors import IntvitError
 from runtime.parity import check
+from runtime.registry import compile_key
 from tests.runtime.tiny import Spec, make_bundle, rehash
 
 

@@ -19,7 +19,7 @@ from tests.runtime.planted import DIALECT, number, plant, plant_in_engine
 
 def test_the_graphs_of_the_rungs(bundle_copy: Path) -> None:
     bundle = plant(bundle_copy, DIALECT, number("head.bias", lambda bias: bias + 1))
-    models = {one.name: open_rung(one, bundle) for one in RUNGS}
+    models = {one.name: open_rung(one, bundle) for one in rungs_of("ort")}
     assert list(models) == ["canonical", "dialect", "engine"]
     assert models["canonical"].data == (bundle_copy / "canonical/model.onnx").read_bytes()
     assert models["dialect"].data == (bundle_copy / "ort/model.onnx").read_bytes()

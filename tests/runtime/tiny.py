@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from runtime.bundle import entry_for, write_manifest
 from runtime.manifest import FileEntry, Layer, Manifest, Preprocess, Tap
 
+TARGETS = ("ort", "openvino")
 SIDE, PATCH = 8, 4
 TOKENS, PATCH_DIM = (SIDE // PATCH) ** 2, 3 * PATCH * PATCH
 
@@ -168,9 +169,10 @@ def make_bundle(
 ) -> Path:
     """Write a whole bundle into ``root`` and return it."""
     spec = spec or Spec()
-    for folder in ("ort", "float", "canonical", "golden"):
+    for folder in ("ort", "openvino", "float", "canonical", "golden"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    onnx.save(graph(spec, flat_bias=flat_bias), root / "ort/model.onnx")
+    for target in TARGETS:
+        onnx.save(graph(spec, flat_bias=flat_bias), root / target / "model.onnx")
     onnx.save(graph(spec, quantize=False), root / "float/model.onnx")
     onnx.save(graph(spec), root / "canonical/model.onnx")
     pictures = np.random.default_rng(7).normal(0, 1, (images, 3, SIDE, SIDE)).astype(np.float32)
@@ -185,7 +187,7 @@ def make_bundle(
     (root / "classes.json").write_text(json.dumps({"ids": ids, "names": [f"class {i}" for i in range(spec.classes)]}))
     Image.new("RGB", (SIDE, SIDE), (10, 200, 30)).save(root / "preview.png")
     files = [
-        entry_for(root, "ort/model.onnx", "graph", "ort"),
+        *(entry_for(root, f"{target}/model.onnx", "graph", target) for target in TARGETS),
         entry_for(root, "float/model.onnx", "float_twin"),
         entry_for(root, "canonical/model.onnx", "canonical"),
         entry_for(root, "golden/golden.safetensors", "golden"),

@@ -27,6 +27,8 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
                 "8",
                 "--budget",
                 "fast",
+                "--target",
+                "ort,openvino",
                 "--cache",
                 str(root / "cache"),
                 "--out",

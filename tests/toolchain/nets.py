@@ -25,6 +25,7 @@ from toolchain.bundle import GOLDEN, Origin, make_manifest, write_golden, write_
 from toolchain.graph import canonical_graph
 from toolchain.lowering import lower
 
+TARGETS = ["ort", "openvino"]
 VIT: dict[str, Any] = {
     "img_size": (16, 24),
     "patch_size": 4,
@@ -119,22 +120,22 @@ def write_bundle(
 ) -> Path:
     """A whole bundle of a network that the command line does not know, through the toolchain's own parts."""
     model = model or calibrated(module, spec, scheme)
-    lower(model, module, ["ort"], folder)
+    lower(model, module, TARGETS, folder)
     write_golden(model, module, noise(spec, 8, seed=2), folder / GOLDEN)
     write_side_files(model, spec.denormalise(noise(spec, 2)), folder)
     origin = Origin("random", "0" * 64, "noise", 4, 0, True, {})
-    write_manifest(folder, make_manifest(model, origin, ["ort"], folder))
+    write_manifest(folder, make_manifest(model, origin, TARGETS, folder))
     return folder
 
 
-def alter_graph(folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
-    """Change a bundle's ORT graph in place, with a manifest that vouches for the changed file."""
+def alter_graph(folder: Path, change: Callable[[ir.Model], None], target: str = "ort") -> Bundle:
+    """Change a bundle's graph in place, with a manifest that vouches for the changed file."""
     bundle = Bundle.open(folder)
-    path = bundle.file("graph", "ort")
+    path = bundle.file("graph", target)
     graph = ir.load(path)
     change(graph)
     path.write_bytes(serialized(graph))
-    entry = entry_for(folder, path.relative_to(folder).as_posix(), "graph", "ort")
+    entry = entry_for(folder, path.relative_to(folder).as_posix(), "graph", target)
     files = [entry if old.path == entry.path else old for old in bundle.manifest.files]
     write_manifest(folder, bundle.manifest.model_copy(update={"files": files}))
     return Bundle.open(folder)

@@ -234,6 +234,21 @@ def test_random_weights_are_said_in_capitals(tmp_path: Path, capsys: pytest.Capt
     assert Bundle.open(tmp_path / "out").manifest.weights == "random"
 
 
+@pytest.mark.parametrize(
+    ("options", "targets"),
+    [
+        ([], ["ort"]),
+        (["--target", "openvino"], ["openvino"]),
+        (["--target", "ort,openvino"], ["openvino", "ort"]),
+        (["--target", "ort", "--target", "openvino"], ["openvino", "ort"]),
+    ],
+)
+def test_targets(options: list[str], targets: list[str], tmp_path: Path) -> None:
+    assert build(tmp_path / "cache", tmp_path / "out", *options, base=NOISE) == 0
+    files = Bundle.open(tmp_path / "out").manifest.files
+    assert [entry.target for entry in files if entry.role == "graph"] == targets
+
+
 ERRORS: list[tuple[list[str], list[str]]] = [
     (["--model", "deit_q"], ["unknown model 'deit_q'", "deit_s"]),
     (["--model", "vit_digit"], ["unknown model", "vit_digits"]),
@@ -242,6 +257,7 @@ ERRORS: list[tuple[list[str], list[str]]] = [
     (["--bits", "w8a8+attn8+int"], ["+int", "w8a8+attn8"]),
     (["--method", "psaqq"], ["unknown method 'psaqq'", "near matches: psaq"]),
     (["--target", "ort", "--target", "orrt"], ["unknown target 'orrt'", "known: ort"]),
+    (["--target", "openvino,orrt"], ["unknown target 'orrt'", "known: ort, openvino"]),
     (["--device", "tpu"], ["unknown device 'tpu'", "auto, cpu or cuda"]),
     (["--checkpoint", "no/such.safetensors"], ["no such checkpoint", "no/such.safetensors"]),
     (["--eval", "no/such/folder"], ["no/such/folder"]),

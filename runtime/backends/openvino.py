@@ -1,0 +1,291 @@
+"""OpenVINO on the CPU: oneDNN's int8 primitives with fused epilogues. The ``openvino`` extra, imported when used."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from runtime import machine
+from runtime.backends.base import Images, Logits, check_images, check_logits, refuse_external
+from runtime.bundle import Bundle
+from runtime.errors import IntvitError
+from runtime.onnx_wire import INT8, Graph, read_graph
+from runtime.quantizers import Quantizer
+from runtime.registry import EngineRecord, find_engine
+
+KEPT_BATCHES = 2
+Precision = Literal["f32", "bf16", "f16"]
+
+
+@dataclass(frozen=True)
+class OpenVinoOptions:
+    """What a user may choose (``--option precision=bf16``).
+
+    Attributes:
+        precision: what the float parts compute in. With f32 the integers are the calibrated ones; bf16 and f16 are
+            faster where the processor has them, and round differently: parity does not hold then.
+        cache_dir: where OpenVINO keeps what it compiled, for a quicker start; its files are OpenVINO's own and not
+            verified. Empty: nowhere.
+    """
+
+    precision: Precision = "f32"
+    cache_dir: str = ""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, str]) -> OpenVinoOptions:
+        """Options from texts.
+
+        Raises:
+            IntvitError: an unknown name, or a value its type does not have.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                hint = f"known: {', '.join(known)}"
+                raise IntvitError(f"unknown option {name!r} of the openvino backend", where="--option", next=hint)
+        made = cls(**values)  # type: ignore[arg-type]
+        if made.precision not in get_args(Precision):
+            hint = f"precision={' or '.join(get_args(Precision))}"
+            raise IntvitError(f"unknown precision {made.precision!r}", where="--option", next=hint)
+        return made
+
+
+def library() -> Any:
+    """The ``openvino`` module.
+
+    Raises:
+        IntvitError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        hint = "pip install 'intvit[openvino]'"
+        raise IntvitError("OpenVINO is not installed", where="backend 'openvino'", why=str(error), next=hint) from error
+    return openvino
+
+
+def graph_options(options: OpenVinoOptions) -> dict[str, str]:
+    """The properties that change which kernels a graph becomes on this machine, in OpenVINO's own names.
+
+    ``DYNAMIC_QUANTIZATION_GROUP_SIZE``: at its default of 32 a weight-only layer has its float activations quantized
+    to 8 bits behind our back; 0 keeps them float.
+
+    ``LP_TRANSFORMS_MODE``: on x86 without VNNI or AMX oneDNN's int8 products are not exact
+    (docs/decisions/0011-openvino-dialect.md). There the products run in float, on the same integers.
+    """
+    made = {"INFERENCE_PRECISION_HINT": options.precision, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    return made | ({"LP_TRANSFORMS_MODE": "NO"} if machine.saturating_u8s8() else {})
+
+
+def properties(threads: int, options: OpenVinoOptions) -> dict[str, str]:
+    """:func:`graph_options`, and how many threads run one call at a time."""
+    made = {**graph_options(options), "INFERENCE_NUM_THREADS": str(threads), "NUM_STREAMS": "1"}
+    return made | ({"CACHE_DIR": options.cache_dir} if options.cache_dir else {})
+
+
+def load(model: bytes, *, where: str) -> Any:
+    """An ``openvino.Model`` of an ONNX file's bytes, whose weights all lie in those bytes.
+
+    Raises:
+        IntvitError: OpenVINO is not installed or cannot read the graph.
+    """
+    ov = library()
+    refuse_external(model, where)
+    try:
+        return ov.Core().read_model(model)
+    except Exception as error:
+        raise _cannot_load(ov, where, error) from error
+
+
+def compiled_model(model: Any, config: Mapping[str, str], *, where: str) -> Any:
+    """An ``openvino.CompiledModel`` for the CPU of an ``openvino.Model``, or of the bytes one was exported to.
+
+    Raises:
+        IntvitError: OpenVINO cannot compile it.
+    """
+    ov = library()
+    core = ov.Core()
+    try:
+        if isinstance(model, bytes):
+            return core.import_model(model, "CPU", dict(config))
+        return core.compile_model(model, "CPU", dict(config))
+    except Exception as error:
+        raise _cannot_load(ov, where, error) from error
+
+
+def fixed(model: Any, batch: int) -> Any:
+    """A copy of an ``openvino.Model`` (batch, C, H, W) whose batch is that number: its kernels are 5-8 % faster so."""
+    copy = model.clone()
+    copy.reshape([batch, *list(model.input(0).partial_shape)[1:]])
+    return copy
+
+
+def _cannot_load(ov: Any, where: str, error: Exception) -> IntvitError:
+    why = f"openvino {ov.__version__}: {error}"
+    hint = "run `python -m runtime.doctor`; `pip install --upgrade openvino` if it is old"
+    return IntvitError("OpenVINO cannot load the graph", where=where, why=why, next=hint)
+
+
+def compile_inputs(graph_sha256: str) -> dict[str, Any]:
+    """All that decides a compiled engine's bytes: the graph, OpenVINO, the CPU's features, the options, the batch."""
+    return {
+        "graph_sha256": graph_sha256,
+        "openvino": library().__version__,
+        "cpu_flags": machine.integer_flags(),
+        "options": graph_options(OpenVinoOptions()),
+        "batch": 1,
+    }
+
+
+def exported_bytes(graph: bytes, *, where: str) -> bytes:
+    """OpenVINO's own file of an ONNX file's bytes compiled for a batch of 1 on this machine.
+
+    Raises:
+        IntvitError: OpenVINO is not installed or cannot load the graph.
+    """
+    made = compiled_model(fixed(load(graph, where=where), 1), properties(1, OpenVinoOptions()), where=where)
+    data: bytes = made.export_model().getvalue()
+    return data
+
+
+def compiled_engine(bundle: Bundle) -> EngineRecord | None:
+    """The engine compiled from this bundle's graph for this very machine, if there is one."""
+    return find_engine(bundle.engines, "openvino", compile_inputs(bundle.entry("graph", "openvino").sha256))
+
+
+class OpenVinoEngine:
+    """A graph in OpenVINO, compiled for each batch size it meets; two of them are kept.
+
+    Safe to use from several threads: they wait for each other, and for :meth:`close`.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        path: Path,
+        *,
+        threads: int | None,
+        options: OpenVinoOptions,
+        compiled: EngineRecord | None,
+    ) -> None:
+        size = bundle.manifest.preprocess
+        self.input_shape: tuple[int, int, int] = (size.channels, size.height, size.width)
+        self.num_classes = bundle.manifest.num_classes
+        self._config = properties(threads or machine.available_cores(), options)
+        self._path = path
+        self._lock = threading.Lock()
+        self._requests: OrderedDict[int, Any] = OrderedDict()
+        self._compiled = compiled.key if compiled else ""
+        model = load(path.read_bytes(), where=str(path))
+        found = ([value.any_name for value in model.inputs], [value.any_name for value in model.outputs])
+        names = (bundle.manifest.input_name, bundle.manifest.output_name)
+        if found != ([names[0]], [names[1]]):
+            why = f"inputs {found[0]}, outputs {found[1]}; expected {names[0]!r} and {names[1]!r}"
+            raise IntvitError("the graph has other inputs or outputs", where=str(path), why=why)
+        self._model: Any = model
+        self._keep(1, (bundle.root / compiled.path).read_bytes() if compiled else fixed(model, 1))
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        twin: bool = False,
+        options: Mapping[str, str] | None = None,
+    ) -> OpenVinoEngine:
+        """The integer graph, its batch of 1 from an engine compiled for this machine if there is one, or the ``twin``.
+
+        Raises:
+            IntvitError: OpenVINO is not installed, the bundle has no such graph, OpenVINO cannot load it, or
+                an option is unknown (see :class:`OpenVinoOptions`).
+        """
+        library()
+        chosen = OpenVinoOptions.parse(options or {})
+        if twin:
+            return cls(bundle, bundle.file("float_twin"), threads=threads, options=chosen, compiled=None)
+        path = bundle.file("graph", "openvino")
+        compiled = compiled_engine(bundle) if chosen == OpenVinoOptions() else None
+        return cls(bundle, path, threads=threads, options=chosen, compiled=compiled)
+
+    def _keep(self, batch: int, model: Any) -> Any:
+        request = compiled_model(model, self._config, where=str(self._path)).create_infer_request()
+        self._requests[batch] = request
+        while len(self._requests) > KEPT_BATCHES:
+            self._requests.popitem(last=False)
+        return request
+
+    def run(self, images: Images) -> Logits:
+        """See :meth:`runtime.backends.base.Engine.run`."""
+        check_images(images, self.input_shape)
+        with self._lock:
+            if self._model is None:
+                raise IntvitError("the engine has been closed", where=str(self._path))
+            batch = len(images)
+            try:
+                request = self._requests.get(batch) or self._keep(batch, fixed(self._model, batch))
+                self._requests.move_to_end(batch)
+                request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)
+                logits = request.get_output_tensor(0).data.copy()
+            except IntvitError:
+                raise
+            except Exception as error:
+                raise IntvitError("OpenVINO failed while running", where=str(self._path), why=str(error)) from error
+        return check_logits(logits, (batch, self.num_classes), where=str(self._path))
+
+    def close(self) -> None:
+        """See :meth:`runtime.backends.base.Engine.close`."""
+        with self._lock:
+            self._requests.clear()
+            self._model = None
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`runtime.backends.base.Engine.describe`."""
+        return {
+            "backend": self.name,
+            "device": "CPU",
+            "version": library().__version__,
+            "threads": int(self._config["INFERENCE_NUM_THREADS"]),
+            "compiled": self._compiled,
+            "options": self._config,
+        }
+
+    @staticmethod
+    def tapped(bundle: Bundle) -> tuple[bytes, list[Quantizer]]:
+        """See :meth:`runtime.backends.base.EngineClass.tapped`: the stored graph; an output more leaves the kernels."""
+        path = bundle.file("graph", "openvino")
+        model = path.read_bytes()
+        graph = read_graph(model)
+        return model, [Quantizer(tap, _tap(graph, tap.tensor, str(path)), INT8, 0) for tap in bundle.manifest.taps]
+
+    @staticmethod
+    def run_graph(
+        model: bytes, names: Sequence[str], feeds: Mapping[str, Any], *, threads: int, where: str
+    ) -> dict[str, Any]:
+        """See :meth:`runtime.backends.base.EngineClass.run_graph`."""
+        loaded = load(model, where=where)
+        loaded.reshape({name: list(array.shape) for name, array in feeds.items()})
+        compiled = compiled_model(loaded, properties(threads, OpenVinoOptions()), where=where)
+        try:
+            found = compiled.create_infer_request().infer(dict(feeds))
+            return {name: np.array(found[name]) for name in names}
+        except Exception as error:
+            raise IntvitError("OpenVINO failed while running", where=where, why=str(error)) from error
+
+
+def _tap(graph: Graph, tensor: str, where: str) -> str:
+    """``tensor``, once it is found to be the int8 result, zero point 0, of a QuantizeLinear: the golden integers."""
+    node = graph.producer.get(tensor)
+    zero = graph.constant.get(node.inputs[2]) if node is not None and len(node.inputs) > 2 else None
+    if node is None or node.op_type != "QuantizeLinear" or zero is None or zero.data_type != INT8 or zero.scalar():
+        why = f"no QuantizeLinear with an int8 zero point of 0 makes {tensor!r}"
+        raise IntvitError("a tap is not in the graph", where=where, why=why, next="build the bundle again")
+    return tensor

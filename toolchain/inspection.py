@@ -1,0 +1,55 @@
+"""What an inspection finds, whatever the backend."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One linear layer, convolution or integer attention product. ``macs`` per image; ``executed_as`` is its kernel.
+
+    Attributes:
+        integer: whether that kernel multiplies integers. stored_bytes: size of its weights in the file.
+        milliseconds: of its kernel and what is fused into it, one image a call; None where it was not timed.
+    """
+
+    name: str
+    macs: int
+    weight_bits: int
+    activation_bits: int
+    stored_as: str
+    executed_as: str
+    integer: bool
+    stored_bytes: int
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``integer_mac_fraction``: part (0..1) of the MACs of the manifest's layers that run on integer kernels.
+
+    Those are linear layers and convolutions, and with ``+attn8`` both attention products; float products do not count.
+
+    Attributes:
+        operators: node counts of what is executed. warnings: one line for each thing that is not as it should be.
+        milliseconds: of all nodes together, one image a call; None where they were not timed.
+    """
+
+    integer_mac_fraction: float
+    layers: tuple[LayerRow, ...]
+    operators: dict[str, int]
+    warnings: tuple[str, ...]
+    milliseconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fixed keys, and ``operators``, ``linear_weight_bytes``, ``warnings`` and ``milliseconds`` beside them."""
+        return {
+            "integer_mac_fraction": self.integer_mac_fraction,
+            "layers": [asdict(row) for row in self.layers],
+            "operators": self.operators,
+            "linear_weight_bytes": sum(row.stored_bytes for row in self.layers),
+            "warnings": list(self.warnings),
+            "milliseconds": self.milliseconds,
+        }

@@ -1,0 +1,60 @@
+"""The OpenVINO dialect: the canonical graph in the form that OpenVINO's CPU plugin turns into oneDNN's int8 primitives.
+
+Signed QDQ with zero point 0 is what it takes as it is: an integer product with the scale, the bias, GELU, the shift and
+the next quantizer in its epilogue (docs/decisions/0011-openvino-dialect.md). Only INT4 weights need a word: beside a
+quantized activation the plugin would decompress them for a float product, so a Cast to INT8, folded at load, comes
+between. In weight-only schemes the product is float anyway, and INT4 stays packed in memory.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from calib.errors import IntvitError
+from toolchain.passes import ExpandInt4
+from toolchain.passes.match import constant
+
+
+def lower(canonical: ir.Model) -> ir.Model:
+    """A copy of ``canonical`` in the OpenVINO dialect.
+
+    Raises:
+        IntvitError: the result breaks one of the dialect's rules (a fault of the toolchain, not of the user).
+    """
+    dialect = canonical.clone()
+    if any(node.op_type == "QuantizeLinear" for node in dialect.graph):
+        ExpandInt4()(dialect)
+    check(dialect)
+    return dialect
+
+
+def check(model: ir.Model) -> None:
+    """Hold a graph against what OpenVINO runs as integers, and against what ``runtime.parity`` reads from it.
+
+    Raises:
+        IntvitError: naming the first node that breaks a rule.
+    """
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+            if zero is None or zero.dtype.name != "int8" or zero.any():
+                raise _fault(node, "its zero point is not int8 0; a zero point is written as a shift before it")
+        if node.op_type == "MatMul":
+            left, right = (_dequantized(value) for value in node.inputs)
+            if left is not None and right is not None and right.dtype == ir.DataType.INT4:
+                raise _fault(node, "INT4 weights are decompressed for a float product; a Cast to INT8 is missing")
+
+
+def _dequantized(value: ir.Value | None) -> ir.Value | None:
+    """The integers behind ``value``, where a DequantizeLinear makes it."""
+    producer = value.producer() if value is not None else None
+    return producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def _fault(node: ir.Node, why: str) -> IntvitError:
+    return IntvitError(
+        "the graph breaks a rule of the openvino target",
+        where=node.name or node.op_type,
+        why=why,
+        next="please report it with the command that built the bundle",
+    )
