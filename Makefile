@@ -6,9 +6,10 @@ BENCHFLAGS ?=
 BUNDLE := build/vit_digits-w4a8
 DIGITS := build/digits-eval
 REAL_DATA := ../shared/data/imagenet-ccby/val
-# Tests use two threads unless told otherwise, and idle ones sleep: spinning ones cost a factor of ten on a busy machine.
-# Builds and measurements use what the machine has.
-TEST_THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
+# Two processes of tests with one thread each, unless told otherwise; idle threads sleep: spinning ones cost a factor of
+# ten on a busy machine. Builds and measurements use what the machine has.
+TEST_THREADS := OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-
+TEST_PROCESSES ?= -n 2 --dist loadfile
 
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-all lint bench docs clean
@@ -45,10 +46,10 @@ demo: .venv/.installed
 	@printf '\nThe bundle is in %s\n' $(BUNDLE)
 
 test: .venv/.installed
-	$(TEST_THREADS) $(PY) -m pytest -q
+	$(TEST_THREADS)1} $(PY) -m pytest -q $(TEST_PROCESSES)
 
-test-all: .venv/.installed
-	$(TEST_THREADS) $(PY) -m pytest -q -m '' --timeout=2400
+test-all: test
+	$(TEST_THREADS)2} $(PY) -m pytest -q -m 'slow or real' --timeout=2400
 
 lint: .venv/.installed
 	$(PY) -m ruff check .
@@ -58,6 +59,7 @@ lint: .venv/.installed
 bench: .venv/.installed
 	$(PY) -m benches.train_reference --check
 	$(PY) -m benches.cpu_latency $(BENCHFLAGS)
+	$(PY) -m benches.cpu_engines $(BENCHFLAGS)
 	$(PY) -m benches.head_similarity
 	@if [ -d $(REAL_DATA) ]; then \
 		$(PY) -m benches.real_accuracy $(BENCHFLAGS) && \

@@ -26,11 +26,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
-    """Torch takes two threads at most; a device has no torch and then there is nothing to set."""
+    """Torch takes two threads at most, one beside other test processes; without torch there is nothing to set."""
     if importlib.util.find_spec("torch") is not None:
         import torch
 
-        torch.set_num_threads(min(2, os.cpu_count() or 1))
+        torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
 def _shared(relative: str) -> Path:

@@ -54,6 +54,7 @@ LOWER_CODE = (
     "calib/preview.py",
     "toolchain/graph",
     "toolchain/passes",
+    "toolchain/rules",
     "toolchain/targets",
     "toolchain/lowering.py",
     "toolchain/bundle.py",

@@ -120,6 +120,7 @@ def runs(tmp_path: Path) -> Iterator[Callable[..., Runs]]:
             process.communicate()
 
 
+@pytest.mark.timeout(300)
 def test_killed_twice_in_synthesis_it_resumes_to_the_same_bytes(runs: Callable[..., Runs]) -> None:
     cut, whole = runs("cut", SYNTHESIS), runs("whole", SYNTHESIS)
     process = cut.start("slow")

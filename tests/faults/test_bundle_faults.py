@@ -20,6 +20,7 @@ FILES = (
     "manifest.json",
     "manifest.sha256",
     "ort/model.onnx",
+    "openvino/model.onnx",
     "float/model.onnx",
     "canonical/model.onnx",
     "golden/golden.safetensors",

@@ -25,6 +25,7 @@ from tests.conftest import REPO
 from toolchain.build import main
 
 QUICK = ["--model", "vit_digits", "--bits", "w4a8", "--iterations", "3", "--images", "8"]
+QUICK += ["--budget", "fast"]
 NOISE = ["--model", "vit_digits", "--bits", "w4a8", "--method", "noise", "--images", "8", "--budget", "fast"]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from calib import recipes
 from calib.align.correction import FORMS
+from calib.align.distill import DistillConfig
 from runtime import cli
 from runtime.bundle import Bundle
 from runtime.parity import check
@@ -32,8 +35,13 @@ def report(bundle: Bundle) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("scheme", ["w4a8", pytest.param("w4a4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", list(OWN_STEP))
 def test_the_engine_of_every_published_recipe_has_the_integers_of_its_model(
-    method: str, scheme: str, tmp_path: Path
+    method: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What they learn is cut short: the engine has to follow wherever it leads."""
+    spdfq = replace(recipes.PUBLISHED["spdfq"], reconstruct=replace(recipes.SPDFQ_LEARNING, iterations=5))
+    monkeypatch.setitem(recipes.PUBLISHED, "spdfq", spdfq)
+    mimiq = replace(recipes.PUBLISHED["mimiq"], distill=DistillConfig(epochs=3))
+    monkeypatch.setitem(recipes.PUBLISHED, "mimiq", mimiq)
     bundle = built(tmp_path, "--bits", scheme, "--method", method)
     assert check(bundle).ok
     steps = {row["step"] for row in report(bundle)} - {"reparameterise", "quantize"}

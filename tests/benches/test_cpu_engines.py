@@ -1,0 +1,70 @@
+"""Engines timed in processes of their own: they answer in turn, a broken one says why, and the table holds them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benches.cpu_engines import int8_peak
+from benches.engine_process import EngineProcess, interleave
+from benches.engine_tables import engines
+from benches.peers import ENGINES, OURS
+from runtime.errors import IntvitError
+from tests.toolchain.nets import spec_of, vit, write_bundle
+
+MODEL = "tiny"
+
+
+def test_workers_take_turns(tmp_path: Path) -> None:
+    module = vit()
+    bundle = write_bundle(module, spec_of(module), "w8a8", tmp_path / "bundle")
+    names = ("ours on ONNX Runtime", "ONNX Runtime float32")
+    with EngineProcess(names[0], MODEL, bundle, 2, 1) as mine, EngineProcess(names[1], MODEL, bundle, 2, 1) as peer:
+        assert mine.started["shape"] == peer.started["shape"] == [2, 7]
+        times = interleave([mine, peer], rounds=3, calls=2)
+    assert list(times) == list(names)
+    assert all(len(values) == 6 and min(values) > 0 for values in times.values())
+
+
+def test_an_engine_that_cannot_start_says_so(tmp_path: Path) -> None:
+    with pytest.raises(IntvitError, match="an engine failed") as caught:
+        EngineProcess("ours on ONNX Runtime", MODEL, tmp_path / "nothing", 1, 1)
+    assert "exit code 1" in caught.value.why
+
+
+def test_the_peak_is_a_plausible_figure() -> None:
+    assert 0.1 < int8_peak(1, seconds=0.05) < 1e5
+
+
+def test_ours_are_told_from_the_peers() -> None:
+    assert 0 < len(OURS) < len(ENGINES)
+    assert all("," not in name for name in ENGINES)  # they are chosen by a comma-separated list
+
+
+def test_the_table_lists_every_engine() -> None:
+    rows = [
+        {
+            "model": "deit_s",
+            "scheme": "w8a8",
+            "batch": batch,
+            "threads": 2,
+            "gmacs": 4.0 * batch,
+            "median_ms": {"ours": 10.0 * batch, "peer": 20.0 * batch},
+            "failed": {"broken": "it is"},
+            "best_ratio": 0.5,
+        }
+        for batch in (8, 1)
+    ]
+    record = {"rows": rows, "int8_peak_gmacs": 2000.0, "peers": {"openvino": "1.2"}}
+    note, _, *table = engines(record).splitlines()
+    assert "2 threads, w8a8" in note and "2000 G" in note and "openvino 1.2" in note
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert cells[0] == ["engine", "deit_s, batch 1", "deit_s, batch 8"]
+    assert cells[2:] == [
+        ["ours", "10.0", "80.0"],
+        ["peer", "20.0", "160.0"],
+        ["broken", "failed", "failed"],
+        ["floor: its int8 products at the peak", "2.0", "16.0"],
+        ["**our best / best other**", "**0.50**", "**0.50**"],
+    ]
