@@ -43,10 +43,8 @@ def _inspect_ort(bundle: Bundle) -> Inspection:
     optimized = read_graph(optimized_bytes(source, where=str(path)))
     stored = read_graph(source)
     rows = tuple(_row(layer, optimized, stored) for layer in bundle.manifest.layers)
-    total = sum(row.macs for row in rows)
     found = execution(optimized, bundle.manifest.layers)
     return Inspection(
-        integer_mac_fraction=sum(row.macs for row in rows if row.integer) / max(total, 1),
         layers=rows,
         operators=dict(sorted(found.operators.items())),
         warnings=tuple(warnings(found)),
@@ -56,17 +54,7 @@ def _inspect_ort(bundle: Bundle) -> Inspection:
 def _row(layer: Layer, optimized: Graph, stored: Graph) -> LayerRow:
     node = _executing(layer, optimized)
     kernel = "not found in the optimized graph" if node is None else _kernel_name(node, optimized)
-    weights = stored.constant.get(f"{layer.name}.weight_q")
-    return LayerRow(
-        name=layer.name,
-        macs=layer.macs,
-        weight_bits=layer.weight_bits,
-        activation_bits=layer.activation_bits,
-        stored_as=layer.stored_as,
-        executed_as=kernel,
-        integer=node is not None and node.op_type in INTEGER_KERNELS,
-        stored_bytes=len(weights.raw) if weights is not None else 0,
-    )
+    return LayerRow.of(layer, stored, kernel, node is not None and node.op_type in INTEGER_KERNELS)
 
 
 def _executing(layer: Layer, optimized: Graph) -> Node | None:

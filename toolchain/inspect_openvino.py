@@ -32,7 +32,6 @@ def inspect(bundle: Bundle, threads: int | None = None) -> Inspection:
         if layer.activation_bits <= 8 and not row.integer
     ]
     return Inspection(
-        integer_mac_fraction=sum(row.macs for row in rows if row.integer) / max(sum(row.macs for row in rows), 1),
         layers=rows,
         operators=dict(sorted(found.operators.items())),
         warnings=(*warnings(found), *reasons),
@@ -42,18 +41,9 @@ def inspect(bundle: Bundle, threads: int | None = None) -> Inspection:
 
 def _row(layer: Layer, nodes: list[ExecutedNode], stored: Graph) -> LayerRow:
     node = executing(layer, nodes)
-    weights = stored.constant.get(f"{layer.name}.weight_q")
-    return LayerRow(
-        name=layer.name,
-        macs=layer.macs,
-        weight_bits=layer.weight_bits,
-        activation_bits=layer.activation_bits,
-        stored_as=layer.stored_as,
-        executed_as="not found in the runtime model" if node is None else node.kernel,
-        integer=node is not None and node.integer,
-        stored_bytes=len(weights.raw) if weights is not None else 0,
-        milliseconds=None if node is None else node.milliseconds,
-    )
+    if node is None:
+        return LayerRow.of(layer, stored, "not found in the runtime model", integer=False)
+    return LayerRow.of(layer, stored, node.kernel, node.integer, node.milliseconds)
 
 
 def _reason(layer: Layer, stored: Graph) -> str:

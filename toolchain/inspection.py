@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from runtime.manifest import Layer
+from runtime.onnx_wire import Graph
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -25,23 +28,47 @@ class LayerRow:
     stored_bytes: int
     milliseconds: float | None = None
 
+    @classmethod
+    def of(
+        cls, layer: Layer, stored: Graph, executed_as: str, integer: bool, milliseconds: float | None = None
+    ) -> LayerRow:
+        """The row of a manifest's layer, its weights those of the ``stored`` graph."""
+        weights = stored.constant.get(f"{layer.name}.weight_q")
+        return cls(
+            name=layer.name,
+            macs=layer.macs,
+            weight_bits=layer.weight_bits,
+            activation_bits=layer.activation_bits,
+            stored_as=layer.stored_as,
+            executed_as=executed_as,
+            integer=integer,
+            stored_bytes=len(weights.raw) if weights is not None else 0,
+            milliseconds=milliseconds,
+        )
+
 
 @dataclass(frozen=True)
 class Inspection:
-    """``integer_mac_fraction``: part (0..1) of the MACs of the manifest's layers that run on integer kernels.
-
-    Those are linear layers and convolutions, and with ``+attn8`` both attention products; float products do not count.
+    """Every layer of the manifest as it runs.
 
     Attributes:
         operators: node counts of what is executed. warnings: one line for each thing that is not as it should be.
         milliseconds: of all nodes together, one image a call; None where they were not timed.
     """
 
-    integer_mac_fraction: float
     layers: tuple[LayerRow, ...]
     operators: dict[str, int]
     warnings: tuple[str, ...]
     milliseconds: float | None = None
+
+    @property
+    def integer_mac_fraction(self) -> float:
+        """Part (0..1) of the MACs of the manifest's layers that run on integer kernels.
+
+        Those are linear layers and convolutions, and with ``+attn8`` both attention products; float products do not
+        count.
+        """
+        return sum(row.macs for row in self.layers if row.integer) / max(sum(row.macs for row in self.layers), 1)
 
     def to_json(self) -> dict[str, Any]:
         """The fixed keys, and ``operators``, ``linear_weight_bytes``, ``warnings`` and ``milliseconds`` beside them."""

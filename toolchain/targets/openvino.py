@@ -13,6 +13,7 @@ import onnx_ir as ir
 from calib.errors import IntvitError
 from toolchain.passes import ExpandInt4
 from toolchain.passes.match import constant
+from toolchain.targets import broken_rule
 
 
 def lower(canonical: ir.Model) -> ir.Model:
@@ -52,9 +53,4 @@ def _dequantized(value: ir.Value | None) -> ir.Value | None:
 
 
 def _fault(node: ir.Node, why: str) -> IntvitError:
-    return IntvitError(
-        "the graph breaks a rule of the openvino target",
-        where=node.name or node.op_type,
-        why=why,
-        next="please report it with the command that built the bundle",
-    )
+    return broken_rule("openvino", node.name or node.op_type, why)

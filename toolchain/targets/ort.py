@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from calib.errors import IntvitError
 from toolchain.passes import ExpandInt4, ShiftToZeroPoint
 from toolchain.rules import findings
+from toolchain.targets import broken_rule
 
 
 def lower(canonical: ir.Model) -> ir.Model:
@@ -33,9 +33,4 @@ def check(model: ir.Model) -> None:
     """
     for finding in findings(model, "ort"):
         if finding.severity == "error":
-            raise IntvitError(
-                "the graph breaks a rule of the ort target",
-                where=finding.node,
-                why=f"{finding.what}: {finding.why}",
-                next="please report it with the command that built the bundle",
-            )
+            raise broken_rule("ort", finding.node, f"{finding.what}: {finding.why}")
