@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benches.record import ROOT
+from benches.verbs import WORK
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 
@@ -37,7 +38,8 @@ class EngineProcess:
         command = [sys.executable, "-m", "benches.engine_process", engine, model, str(bundle), str(batch), str(threads)]
         # Idle threads must sleep, not spin: the other workers need the cores.
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-        self._errors = (ROOT / "build" / "benches" / "cpu_engines.log").open("ab")
+        WORK.mkdir(parents=True, exist_ok=True)
+        self._errors = (WORK / "cpu_engines.log").open("ab")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=ROOT, env=environment
         )

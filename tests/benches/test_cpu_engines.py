@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benches import engine_process
 from benches.cpu_engines import int8_peak
 from benches.engine_process import EngineProcess, interleave
 from benches.engine_tables import engines
@@ -31,6 +32,13 @@ def test_an_engine_that_cannot_start_says_so(tmp_path: Path) -> None:
     with pytest.raises(IntvitError, match="an engine failed") as caught:
         EngineProcess("ours on ONNX Runtime", MODEL, tmp_path / "nothing", 1, 1)
     assert "exit code 1" in caught.value.why
+
+
+def test_a_fresh_checkout_has_no_folder_for_the_log_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "WORK", tmp_path / "build/benches")
+    with pytest.raises(IntvitError, match="an engine failed"):
+        EngineProcess("ours on ONNX Runtime", MODEL, tmp_path / "nothing", 1, 1)
+    assert "Error" in (tmp_path / "build/benches/cpu_engines.log").read_text()
 
 
 def test_the_peak_is_a_plausible_figure() -> None:
