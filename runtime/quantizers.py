@@ -22,6 +22,7 @@ _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # Integer products: for each operand, which input holds its integers and which its zero point.
 _OPERANDS: dict[str, tuple[tuple[int, int], ...]] = {
     "MatMulIntegerToFloat": ((0, 4), (1, 5)),
+    "QAttention": ((0, 6), (1, 7)),
     "MatMulInteger": ((0, 2), (1, 3)),
     "QLinearMatMul": ((0, 2), (3, 5)),
     "QGemm": ((0, 2), (3, 5)),

@@ -71,8 +71,11 @@ def _executing(layer: Layer, optimized: Graph) -> Node | None:
 def _kernel_name(node: Node, graph: Graph) -> str:
     if node.op_type not in INTEGER_KERNELS:
         return f"{node.op_type}, float32"
-    known = [graph.constant.get(name) for name in (*node.inputs, *[""] * 6)[:6]]
-    left, right = (TYPES.get(value.data_type, "?") if value else "?" for value in (known[4], known[1] or known[5]))
+    zero = 6 if node.op_type == "QAttention" else 4  # the place of the activation's zero point, the weight's is next
+    known = [graph.constant.get(name) for name in (*node.inputs, *[""] * 8)[:8]]
+    left, right = (
+        TYPES.get(value.data_type, "?") if value else "?" for value in (known[zero], known[1] or known[zero + 1])
+    )
     return f"{node.op_type}, {left} x {right}"
 
 

@@ -17,7 +17,7 @@ from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import write_error
 from runtime.fusions import VERSION as FUSIONS
-from runtime.fusions import fold_biases, fuse_attention
+from runtime.fusions import fold_biases, fuse_attention, join_qkv
 from runtime.onnx_wire import read_graph
 from runtime.quantizers import Quantizer, locate
 from runtime.registry import EngineRecord, find_engine
@@ -128,7 +128,7 @@ def optimized_bytes(model: bytes, *, where: str = "") -> bytes:
                 raise IntvitError("the disk is full", where=folder, why=why, next=hint)
             path = Path(folder) / "optimized.onnx"
             make_session(fused(model), threads=1, save_to=path, where=where)
-            return fold_biases(path.read_bytes())
+            return join_qkv(fold_biases(path.read_bytes()))
     except OSError as error:
         raise write_error(Path(tempfile.gettempdir()), error) from error
 
