@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benches import calibration_tables, engine_tables, synthesis_tables
+from benches import calibration_tables, engine_tables, quality_tables, synthesis_tables
 from benches.markdown import markdown
 from benches.record import RESULTS, ROOT, read_result
 from runtime.cli import run
@@ -151,6 +151,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "real_accuracy": real_accuracy,
     "cpu_latency": cpu_latency,
     "cpu_engines": engine_tables.engines,
+    "bench_quality": quality_tables.quality,
     "ablate_calibration": ablate_calibration,
     "calibration_accuracy": calibration_tables.accuracy,
     "synthesis_accuracy": synthesis_tables.accuracy,

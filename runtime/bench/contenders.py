@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from runtime import machine
-from runtime.backends.base import Engine, Images, open_engine
+from runtime.backends.base import Engine, Images, backend_class
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 
 ENGINE, TWIN, BF16, OTHER = "engine", "baseline", "bf16", "other"
 CPU_BACKENDS = ("ort", "openvino")
+SHORT = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 NO_BF16 = "no BF16 beside it: this processor does not multiply bfloat16 (AMX, AVX-512 BF16 or ARM BF16)"
 NO_OPENVINO = "no BF16 beside it: OpenVINO is not installed, `pip install 'intvit[openvino]'`"
 
@@ -65,10 +66,25 @@ class Setup:
     options: Mapping[str, str]
     timing: Mapping[str, str]
 
+    def open(self, bundle: Bundle, *, twin: bool = False) -> Engine:
+        """The bundle's integer engine on the backend, or its float twin, which gets only the options that hold for it.
 
-def precision(about: Mapping[str, Any]) -> str:
-    """The precision of a float twin as its engine describes it: "FP32" where it says nothing."""
-    return str(about.get("precision", "fp32")).upper()
+        A backend whose engines are built for one batch size builds it for this one.
+
+        Raises:
+            IntvitError: unknown backend or option, or a graph that does not load.
+        """
+        served: Any = backend_class(self.backend)
+        shared: frozenset[str] = getattr(served, "twin_options", frozenset())
+        options = {**({"batch": str(self.batch)} if "batch" in shared else {}), **self.options}
+        if twin:
+            options = {name: value for name, value in options.items() if name in shared}
+        engine: Engine = served.open(bundle, threads=self.threads, twin=twin, options={**options, **self.timing})
+        return engine
+
+    def precision(self) -> str:
+        """What the backend's float twin computes in, by numpy's name."""
+        return str(getattr(backend_class(self.backend), "twin_precision", "float32"))
 
 
 def bf16_absence(backend: str) -> str:
@@ -81,20 +97,18 @@ def bf16_absence(backend: str) -> str:
 
 
 def _integer(role: str, bundle: Bundle, setup: Setup) -> Contender:
-    options = {**setup.options, **setup.timing}
-    made = open_engine(bundle, setup.backend, threads=setup.threads, options=options)
     name = f"{bundle.manifest.scheme.upper()} ({setup.backend})"
-    return Contender(role, name, made, tiled(bundle.golden().images, setup.batch))
+    return Contender(role, name, setup.open(bundle), tiled(bundle.golden().images, setup.batch))
 
 
 def _twin(bundle: Bundle, setup: Setup) -> Contender:
-    made = open_engine(bundle, setup.backend, threads=setup.threads, twin=True, options=setup.timing)
-    name = f"{precision(made.describe())} ({setup.backend})"
-    return Contender(TWIN, name, made, tiled(bundle.golden().images, setup.batch))
+    name = f"{SHORT.get(setup.precision(), setup.precision())} ({setup.backend})"
+    return Contender(TWIN, name, setup.open(bundle, twin=True), tiled(bundle.golden().images, setup.batch))
 
 
 def _bf16(bundle: Bundle, setup: Setup) -> Contender:
-    made = open_engine(bundle, "openvino", threads=setup.threads, twin=True, options={"precision": "bf16"})
+    options = {"precision": "bf16"}
+    made = backend_class("openvino").open(bundle, threads=setup.threads, twin=True, options=options)
     return Contender(BF16, "BF16 (openvino)", made, tiled(bundle.golden().images, setup.batch))
 
 

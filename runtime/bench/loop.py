@@ -1,8 +1,9 @@
 """The timed loop: contenders take turns in short blocks, so that whatever slows the machine down slows all of them.
 
-A time is one call, input array to logits array, by the host's clock. An engine on a device may have a method
-``run_phased(images)`` that returns the logits and a mapping of ``h2d_ms``, ``compute_ms``, ``d2h_ms``, ``enqueue_ms``
-(those it can tell, milliseconds by the device's own events, enqueue by the host's); it is used where it exists.
+A time is one call, input array to logits array, by the host's clock. An engine on a device may tell more, in one of two
+ways. ``gpu_ms(images, calls)``: the milliseconds of so many calls between the device's own events, copies left out; it
+is asked after each turn. ``run_phased(images)``: the logits and a mapping of ``h2d_ms``, ``compute_ms``, ``d2h_ms``,
+``enqueue_ms``, those it can tell of this call; it is then what is timed.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ def _turn(contender: Contender, timing: Timing) -> None:
         for name, value in parts.items():
             timing.phases.setdefault(name, []).append(value)
     timing.blocks.append(block)
+    clock: Callable[[Images, int], list[float]] | None = getattr(contender.engine, "gpu_ms", None)
+    if clock is not None:
+        timing.phases.setdefault("compute_ms", []).extend(clock(images, BLOCK))
 
 
 def warm_up(contenders: Sequence[Contender], seconds: float) -> None:

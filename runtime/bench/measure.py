@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime import machine
-from runtime.backends.base import Engine, open_engine
+from runtime.backends.base import Engine
 from runtime.bench import disturbance, sustained
 from runtime.bench.contenders import BF16, CPU_BACKENDS, ENGINE, OTHER, Contender, Setup, opened
 from runtime.bench.loop import BLOCK, WARM_UP_S, Timing, interleave, together
@@ -66,18 +66,23 @@ def _figures(contender: Contender, timing: Timing, batch: int) -> dict[str, Any]
     return found
 
 
+def _told(about: Mapping[str, Any]) -> dict[str, str]:
+    """What an engine says of itself about transfers, spin_wait and cuda_graph."""
+    said = {**about, **about.get("timing", {})}
+    return {name: _word(said[name]) for name in HOST if name in said}
+
+
+def _word(value: Any) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
 def _streams(bundle: Bundle, plan: Plan, contenders: list[Contender]) -> dict[str, float]:
     """Images a second of each contender's kind with ``streams`` engines at once, engine and baseline only; A B B A."""
     setup, found = plan.setup(), dict[str, list[float]]()
     with contextlib.ExitStack() as stack:
         groups: list[tuple[Contender, list[Engine]]] = []
         for contender in contenders[:2]:
-            twin = contender.role != ENGINE
-            options = setup.timing if twin else {**setup.options, **setup.timing}
-            more = [
-                open_engine(bundle, plan.backend, threads=setup.threads, twin=twin, options=options)
-                for _ in range(plan.streams - 1)
-            ]
+            more = [setup.open(bundle, twin=contender.role != ENGINE) for _ in range(plan.streams - 1)]
             for engine in more:
                 stack.callback(engine.close)
             groups.append((contender, [contender.engine, *more]))
@@ -87,8 +92,10 @@ def _streams(bundle: Bundle, plan: Plan, contenders: list[Contender]) -> dict[st
     return {role: sum(values) / len(values) for role, values in found.items()}
 
 
-def measure(bundle: Bundle, plan: Plan, other: Bundle | None = None) -> dict[str, Any]:
+def measure(bundle: Bundle, plan: Plan | None = None, other: Bundle | None = None, **changes: Any) -> dict[str, Any]:
     """Time the bundle's engine beside its float twin, a BF16 twin and ``other``'s engine; returns the JSON record.
+
+    ``changes`` are fields of ``plan`` (default: :class:`Plan`'s own) with other values.
 
     Keys: backend, batch, threads, streams; the engine's figures (see :func:`runtime.bench.statistics.summary`);
     baseline (the same figures of the float twin); others (a list of the same); speedup (baseline median / engine
@@ -100,6 +107,7 @@ def measure(bundle: Bundle, plan: Plan, other: Bundle | None = None) -> dict[str
     Raises:
         IntvitError: unknown backend or option, or a graph that does not load or run.
     """
+    plan = replace(plan or Plan(), **changes)
     setup = plan.setup()
     with opened(bundle, setup, bf16=plan.bf16, other=other) as (contenders, absent), open_sources() as sensors:
         before = disturbance.read()
@@ -116,6 +124,7 @@ def measure(bundle: Bundle, plan: Plan, other: Bundle | None = None) -> dict[str
     engine, baseline, *others = (
         _figures(contender, timing, plan.batch) for contender, timing in zip(contenders, timings, strict=True)
     )
+    baseline["precision"] = setup.precision()
     for figures in others:
         about = other.manifest if figures["role"] == OTHER and other is not None else bundle.manifest
         figures |= {"speedup": figures["median_ms"] / engine["median_ms"], "model": about.model, "scheme": about.scheme}
@@ -132,7 +141,7 @@ def measure(bundle: Bundle, plan: Plan, other: Bundle | None = None) -> dict[str
         "throughput": throughput,
         "settings": {
             **(HOST if plan.backend in CPU_BACKENDS else DEVICE),
-            **abouts[ENGINE].get("timing", {}),
+            **_told(abouts[ENGINE]),
             "seconds": plan.seconds,
             "warm_up_s": plan.warm_up_s,
             "block": BLOCK,

@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from runtime.doctor.command import examine, main
-from runtime.doctor.nvidia import nvidia_driver
 
-__all__ = ["examine", "main", "nvidia_driver"]
+__all__ = ["examine", "main"]

@@ -16,7 +16,7 @@ from rich.table import Table
 from runtime import cli, machine
 from runtime.bundle import Bundle
 from runtime.doctor.fitness import Fitness, fitness
-from runtime.doctor.nvidia import no_gpu, nvidia_driver, tensorrt_version, toolkit
+from runtime.doctor.nvidia import capabilities, gpu_libraries, no_gpu, tensorrt_version, toolkit
 from runtime.doctor.power import governors, power_mode
 from runtime.doctor.problems import (
     cpu_problems,
@@ -28,6 +28,7 @@ from runtime.doctor.problems import (
     tensorrt_problems,
 )
 from runtime.files import atomic_write_json
+from runtime.nvidia import nvidia_driver
 
 OPTIONAL = ("torch", "timm", "onnx", "onnx_ir", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "openvino", "pynvml")
 X86_FEATURES = {
@@ -64,12 +65,13 @@ def examine() -> dict[str, Any]:
     packages, driver, files = installed(), nvidia_driver(), toolkit()
     tensorrt, cuda = tensorrt_version()
     mode, speeds = power_mode(), governors()
-    flags, l4t = machine.integer_flags(), tuple(files["l4t"])
+    flags, l4t, compute = machine.integer_flags(), tuple(files["l4t"]), capabilities(driver)
+    library, memory = gpu_libraries(packages)
     problems = [
         *ort_problems(version, providers),
         *cpu_problems(flags, x86=machine.is_x86()),
-        *gpu_problems(driver, packages),
-        *tensorrt_problems(tensorrt, cuda=cuda, driver=driver["driver"], l4t=l4t, compute=driver["compute"]),
+        *gpu_problems(driver, packages, library=library, memory=memory),
+        *tensorrt_problems(tensorrt, cuda=cuda, driver=driver["driver"], l4t=l4t, compute=compute),
         *power_problems(mode, speeds, jetson=bool(l4t)),
         *room_problems(available, free),
     ]
@@ -81,7 +83,14 @@ def examine() -> dict[str, Any]:
         "disk_free_bytes": free,
         "onnxruntime": {"version": version, "providers": providers},
         "packages": packages,
-        "nvidia": {**driver, **{f"{name}_file": value for name, value in files.items()}, "tensorrt": tensorrt},
+        "nvidia": {
+            **driver,
+            **{f"{name}_file": value for name, value in files.items()},
+            "compute": compute,
+            "tensorrt": tensorrt,
+            "library": library,
+            "memory": memory,
+        },
         "no_gpu": no_gpu(driver, packages),
         "power_mode": mode,
         "governors": speeds,
@@ -96,6 +105,7 @@ def _nvidia_row(nvidia: dict[str, Any], no_path: str) -> str:
     parts += [f"kernel module {nvidia['driver_file']}"] if nvidia["driver_file"] else []
     parts += [f"CUDA {nvidia['cuda_file']}"] if nvidia["cuda_file"] else []
     parts += [f"TensorRT {nvidia['tensorrt']}"] if nvidia["tensorrt"] else []
+    parts += [] if no_path else [f"engines through {nvidia['library']}, memory through {nvidia['memory']}"]
     if nvidia["l4t_file"]:
         release = ".".join(map(str, nvidia["l4t_file"]))
         parts.append(f"{nvidia['board_file']}, Jetson Linux {release}, JetPack {nvidia['jetpack_file'] or '?'}")

@@ -1,8 +1,7 @@
-"""The NVIDIA side of a machine: driver, devices, TensorRT, CUDA, JetPack. Nothing here touches TensorRT itself."""
+"""The NVIDIA side of a machine: devices, TensorRT, CUDA, JetPack. Nothing here touches TensorRT itself."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 from collections.abc import Mapping
@@ -10,47 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from runtime import machine
+from runtime.nvidia import require_device
 from runtime.telemetry.reading import text_of
 
-_CUDA_ERRORS = {34: "a stub library, not the driver", 100: "no CUDA device", 803: "driver and library versions differ"}
-# Enumerators of CUdevice_attribute in cuda.h.
-_MAJOR, _MINOR = 75, 76
 TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 # Jetson Linux's major release -> JetPack's (NVIDIA's JetPack archive; 39.2 is JetPack 7.2).
 JETPACK = {35: 5, 36: 6, 38: 7, 39: 7}
 
 
-def nvidia_driver(library: str = "libcuda.so.1") -> dict[str, Any]:
-    """Ask the NVIDIA driver, through ctypes: {"found", "devices", "driver", "compute", "error"}.
-
-    ``driver`` is the newest CUDA version the driver serves, as "13.2"; ``compute`` the capability of each device.
-    """
-    result: dict[str, Any] = {"found": False, "devices": 0, "driver": "", "compute": [], "error": ""}
-    try:
-        cuda = ctypes.CDLL(library)
-        code = int(cuda.cuInit(0))
-        count, version = ctypes.c_int(0), ctypes.c_int(0)
-        cuda.cuDriverGetVersion(ctypes.byref(version))
-        if code == 0:
-            code = int(cuda.cuDeviceGetCount(ctypes.byref(count)))
-    except (OSError, AttributeError) as error:
-        result["error"] = str(error)
-        return result
-    result["found"] = True
-    result["driver"] = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    result["devices"] = count.value
-    result["compute"] = [_capability(cuda, index) for index in range(count.value)]
-    if code != 0:
-        result["error"] = f"CUDA error {code}: {_CUDA_ERRORS.get(code, 'see cuda.h')}"
-    return result
-
-
-def _capability(cuda: ctypes.CDLL, index: int) -> str:
-    device, parts = ctypes.c_int(0), (ctypes.c_int(0), ctypes.c_int(0))
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    for part, attribute in zip(parts, (_MAJOR, _MINOR), strict=True):
-        cuda.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
-    return f"{parts[0].value}.{parts[1].value}"
+def capabilities(driver: Mapping[str, Any]) -> list[str]:
+    """The compute capability of each device of :func:`runtime.nvidia.nvidia_driver`'s answer, as "8.7"."""
+    return [require_device(index).sm for index in range(driver["devices"])]
 
 
 def tensorrt_version() -> tuple[str, str]:
@@ -87,12 +56,18 @@ def toolkit(root: Path = Path("/")) -> dict[str, Any]:
     }
 
 
+def gpu_libraries(packages: Mapping[str, str]) -> tuple[str, str]:
+    """(TensorRT, GPU memory): the modules an engine would take, by their names for pip; empty where there is none."""
+    library = next((name for name in ("tensorrt", "tensorrt_rtx") if packages.get(name)), "")
+    return library, "pycuda" if packages.get("pycuda") else "cuda-python" if packages.get("cuda") else ""
+
+
 def no_gpu(driver: Mapping[str, Any], packages: Mapping[str, str]) -> str:
     """Why there is no GPU path here, in one line; empty when there is one."""
     if not driver["found"]:
         return f"no GPU path: no NVIDIA driver ({driver['error']})"
     if not driver["devices"]:
         return f"no GPU path: the NVIDIA driver finds no device ({driver['error'] or 'cuDeviceGetCount gave 0'})"
-    if not packages.get("tensorrt"):
-        return f"no GPU path: {driver['devices']} NVIDIA device(s), but TensorRT is not installed"
-    return ""
+    library, memory = gpu_libraries(packages)
+    lacking = [name for name, there in (("TensorRT", library), ("pycuda or cuda-python", memory)) if not there]
+    return f"no GPU path: {' and '.join(lacking)} not installed" if lacking else ""

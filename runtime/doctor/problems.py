@@ -64,15 +64,21 @@ def cpu_problems(flags: Sequence[str], *, x86: bool) -> list[Problem]:
     return []
 
 
-def gpu_problems(driver: Mapping[str, Any], packages: Mapping[str, str]) -> list[Problem]:
-    """A GPU package without a working driver, or the other way round."""
+def gpu_problems(driver: Mapping[str, Any], packages: Mapping[str, str], *, library: str, memory: str) -> list[Problem]:
+    """A GPU package without a working driver, or the other way round.
+
+    ``library`` and ``memory``: see :func:`runtime.doctor.nvidia.gpu_libraries`.
+    """
     gpu_packages = [name for name in ("tensorrt", "pycuda") if packages.get(name)]
     if gpu_packages and not driver["devices"]:
         why = f"{', '.join(gpu_packages)} installed; {driver['error'] or 'no device'}"
         return [Problem("no working NVIDIA driver", why, "install the driver and check with `nvidia-smi`")]
-    if driver["devices"] and not packages.get("tensorrt"):
-        why = f"{driver['devices']} NVIDIA device(s), driver for CUDA {driver['driver']}"
-        return [Problem("the GPU is not used", why, "pip install 'intvit[tensorrt]'")]
+    why = f"{driver['devices']} NVIDIA device(s), driver for CUDA {driver['driver']}"
+    if driver["devices"] and not library:
+        fix = "pip install 'intvit[tensorrt]'; on a Jetson: sudo apt install nvidia-jetpack"
+        return [Problem("the GPU is not used", why, fix)]
+    if driver["devices"] and not memory:
+        return [Problem("the GPU is not used", f"{why}, no pycuda or cuda-python", "pip install cuda-python")]
     return []
 
 

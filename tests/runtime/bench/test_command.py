@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from rich.console import Console
 
 from runtime import bench, cli, machine
 from runtime.bench import contenders
 from runtime.bench.command import counts
+from runtime.bench.show import show
 from runtime.bundle import Bundle
 from tests.runtime.bench.fakes import Fake, OnDevice
 from tests.runtime.tiny import Spec, make_bundle
@@ -132,28 +134,32 @@ def test_an_engine_on_a_device(
 ) -> None:
     """A stand-in for a GPU's engine: FP16 twin, phases, and its own word on transfers."""
 
-    class Gpu(OnDevice):
+    class Engine(OnDevice):
         def describe(self) -> dict[str, Any]:
-            return {"precision": "fp16", "timing": {"transfers": "on", "spin_wait": "off", "cuda_graph": "on"}}
+            return {"cuda_graph": True, "timing": {"transfers": "on", "spin_wait": "off"}}
 
     asked: list[Any] = []
 
-    def open_gpu(bundle: Bundle, backend: str, **more: Any) -> Fake:
-        asked.append(more)
-        return Gpu("t", 0.004) if more.get("twin") else Gpu("e", 0.002)
+    class Gpu:
+        twin_precision = "float16"
+        twin_options = frozenset({"batch", "device"})
 
-    monkeypatch.setattr(contenders, "open_engine", open_gpu)
-    plan = bench.Plan(backend="gpu", seconds=0, warm_up_s=0, timing={"cuda_graph": "on"}, options={"depth": "3"})
-    found = bench.measure(Bundle.open(tiny_bundle), plan)
-    assert [one["options"] for one in asked] == [{"depth": "3", "cuda_graph": "on"}, {"cuda_graph": "on"}]
+        @staticmethod
+        def open(bundle: Bundle, **more: Any) -> Fake:
+            asked.append(more["options"])
+            return Engine("t", 0.004) if more["twin"] else Engine("e", 0.002)
+
+    monkeypatch.setattr(contenders, "backend_class", lambda name: {"gpu": Gpu}[name])
+    plan = bench.Plan(backend="gpu", seconds=0, warm_up_s=0, timing={"cuda_graph": "on"})
+    options = {"depth": "3", "device": "1"}
+    found = bench.measure(Bundle.open(tiny_bundle), plan, batch=2, options=options)
+    shared = {"batch": "2", "device": "1", "cuda_graph": "on"}
+    assert asked == [{**shared, "depth": "3"}, shared]
+    assert found["baseline"]["precision"] == "float16"
     assert found["baseline"]["name"] == "FP16 (gpu)" and found["settings"]["cuda_graph"] == "on"
     assert set(found["phases"]) == {"h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms"}
     assert any("bound by the host" in line for line in found["warnings"])
     assert "x FP16 here" in found["verdict"]
-    from rich.console import Console
-
-    from runtime.bench.show import show
-
     show(found, Console())
     said = capfd.readouterr().out
     assert "compute 2.000" in said and "transfers: on; CUDA graph: on; spin-wait: off" in said

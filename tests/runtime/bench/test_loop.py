@@ -40,6 +40,18 @@ def test_parts_of_a_call_on_a_device() -> None:
     assert set(timing.phases["compute_ms"]) == {2.0} and min(timing.raw_ms) >= 2.0
 
 
+def test_a_devices_own_clock() -> None:
+    class Clocked(Fake):
+        def gpu_ms(self, images: Any, calls: int) -> list[float]:
+            self.log.append("clock")
+            return [1.5] * calls
+
+    engine = Clocked("g", 0.0)
+    (timing,) = loop.interleave([contender(engine)], seconds=0.0, warm_up_s=0.0)
+    assert timing.phases == {"compute_ms": [1.5] * len(timing.raw_ms)}
+    assert engine.log.count("clock") == len(timing.blocks)
+
+
 def test_the_collector_is_switched_on_again() -> None:
     class Breaks(Fake):
         def run(self, images: Any) -> Any:

@@ -10,15 +10,15 @@ from runtime.bench.verdict import DISTURBED, spoken, timing_warnings, verdict
 
 
 @pytest.mark.parametrize(
-    ("ratios", "said", "never"),
+    ("ratios", "said", "never"),  # never: what must not stand beside it
     [
         ({"FP32": 2.0}, "W8A8 is 2.00x FP32 here, at this batch", "do not"),
         ({"FP32": 0.5}, "slower than FP32: do not deploy this for speed", "available"),
         ({"FP32": 1.01}, "no faster in practice", "deploy"),
         (
             {"FP32": 1.9, "BF16 (openvino)": 1.1},
-            "1.90x FP32 here, 1.10x BF16 (openvino); do not quantize if BF16",
-            "at",
+            "1.90x FP32 here, 1.10x BF16 (openvino); do not quantize if BF16 is available",
+            "at this",
         ),
         ({"FP32": 1.9, "BF16 (openvino)": 0.8}, "do not quantize if BF16 is available", "at this"),
         ({"FP32": 1.9, "BF16 (openvino)": 1.5}, "1.50x BF16 (openvino), at this batch", "do not"),
@@ -30,7 +30,7 @@ from runtime.bench.verdict import DISTURBED, spoken, timing_warnings, verdict
 def test_words(ratios: dict[str, float], said: str, never: str) -> None:
     sixteen = [name for name in ratios if "16" in name]
     found = verdict("W8A8", ratios, sixteen)
-    assert said in found and (never == "at" or never not in found)
+    assert said in found and never not in found
 
 
 def record(**changes: Any) -> dict[str, Any]:

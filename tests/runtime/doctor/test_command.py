@@ -65,7 +65,8 @@ def test_one_line_says_why_there_is_no_gpu_path(report: dict[str, Any]) -> None:
     assert "\n" not in line
     if not report["nvidia"]["found"]:
         assert line.startswith("no GPU path: no NVIDIA driver (") and report["nvidia"]["error"] in line
-    assert bool(line) is not bool(report["nvidia"]["devices"] and report["packages"]["tensorrt"])
+    path = all(report["nvidia"][name] for name in ("devices", "library", "memory"))
+    assert bool(line) is not path
 
 
 def test_a_bundle_that_runs(tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

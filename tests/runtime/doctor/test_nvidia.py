@@ -9,13 +9,25 @@ import pytest
 
 from runtime import machine
 from runtime.doctor import nvidia
+from runtime.errors import IntvitError
+from runtime.nvidia import nvidia_driver, require_device
 
 
 def test_driver_probe() -> None:
-    absent = nvidia.nvidia_driver("libno_such_driver.so.1")
-    assert not absent["found"] and absent["devices"] == 0 and absent["error"] and absent["compute"] == []
-    no_cuda = nvidia.nvidia_driver("libc.so.6")
+    absent = nvidia_driver("libno_such_driver.so.1")
+    assert not absent["found"] and absent["devices"] == 0 and absent["error"]
+    no_cuda = nvidia_driver("libc.so.6")
     assert not no_cuda["found"] and "cuInit" in no_cuda["error"]
+    assert nvidia.capabilities(absent) == []
+    with pytest.raises(IntvitError, match="no NVIDIA GPU can be used here"):
+        require_device(library="libno_such_driver.so.1")
+
+
+def test_libraries_of_an_engine() -> None:
+    assert nvidia.gpu_libraries({}) == ("", "")
+    assert nvidia.gpu_libraries({"tensorrt_rtx": "1.7", "cuda": "present"}) == ("tensorrt_rtx", "cuda-python")
+    both = {"tensorrt": "11.0", "tensorrt_rtx": "1.7", "cuda": "present", "pycuda": "2026.1"}
+    assert nvidia.gpu_libraries(both) == ("tensorrt", "pycuda")
 
 
 def test_why_there_is_no_gpu_path() -> None:
@@ -24,8 +36,9 @@ def test_why_there_is_no_gpu_path() -> None:
     bare = {"found": True, "devices": 0, "error": "CUDA error 100: no CUDA device"}
     assert "finds no device (CUDA error 100" in nvidia.no_gpu(bare, {"tensorrt": "11.0"})
     up = {"found": True, "devices": 1, "error": ""}
-    assert "TensorRT is not installed" in nvidia.no_gpu(up, {})
-    assert nvidia.no_gpu(up, {"tensorrt": "11.0"}) == ""
+    assert nvidia.no_gpu(up, {}) == "no GPU path: TensorRT and pycuda or cuda-python not installed"
+    assert nvidia.no_gpu(up, {"tensorrt": "11.0"}) == "no GPU path: pycuda or cuda-python not installed"
+    assert nvidia.no_gpu(up, {"tensorrt": "11.0", "cuda": "present"}) == ""
 
 
 def test_release_of_jetson_linux() -> None:

@@ -36,9 +36,12 @@ def test_processors(flags: list[str], x86: bool, said: str) -> None:
 def test_gpu_and_room() -> None:
     down = {"found": False, "devices": 0, "driver": "", "error": "no libcuda"}
     up = {"found": True, "devices": 1, "driver": "13.0", "error": ""}
-    assert "no libcuda" in problems.gpu_problems(down, {"tensorrt": "11.0"})[0].why
-    assert problems.gpu_problems(down, {}) == problems.gpu_problems(up, {"tensorrt": "11.0"}) == []
-    assert "pip install" in problems.gpu_problems(up, {})[0].fix
+    whole, none = {"library": "tensorrt", "memory": "pycuda"}, {"library": "", "memory": ""}
+    assert "no libcuda" in problems.gpu_problems(down, {"tensorrt": "11.0"}, **whole)[0].why
+    assert problems.gpu_problems(down, {}, **none) == problems.gpu_problems(up, {"tensorrt": "11.0"}, **whole) == []
+    assert "pip install" in problems.gpu_problems(up, {}, **none)[0].fix
+    (memory,) = problems.gpu_problems(up, {"tensorrt": "11.0"}, library="tensorrt", memory="")
+    assert memory.fix == "pip install cuda-python"
     assert [problem.what for problem in problems.room_problems(1 << 20, 1 << 20)] == [
         "little memory",
         "little disk space",
