@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -13,12 +14,12 @@ from runtime.bench import sustained
 from runtime.bench.contenders import CPU_BACKENDS
 from runtime.bench.loop import PHASES
 
-COLUMNS = ("", "median", "p90", "p99", "calls", "variation", "images/s", "ratio")
+COLUMNS = ("", "median", "p90", "p99", "calls", "cv %", "images/s", "ratio")
 
 
 def _row(figures: Mapping[str, Any], ratio: float | None) -> list[str]:
     times = [f"{figures[key]:.3f}" for key in ("median_ms", "p90_ms", "p99_ms")]
-    spread = f"{100 * figures['variation']:.1f} %"
+    spread = f"{100 * figures['variation']:.1f}"
     said = "" if ratio is None else f"{ratio:.2f}x"
     return [figures["name"], *times, str(len(figures["raw_ms"])), spread, f"{figures['images_s']:.1f}", said]
 
@@ -69,7 +70,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
 def show(record: Mapping[str, Any], console: Console) -> None:
     """Print the times, the settings, the verdict and every reason to doubt it."""
     heading = f"{record['model']} {record['scheme']}, batch {record['batch']}, {record['threads']} thread(s), ms a call"
-    table = Table(title=heading)
+    table = Table(title=heading, box=SIMPLE_HEAD)
     for column in COLUMNS:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     table.add_row(*_row(record, None))
@@ -87,7 +88,7 @@ def show(record: Mapping[str, Any], console: Console) -> None:
 
 def show_sweep(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print one line for each combination of batch, threads and streams."""
-    table = Table(title="sweep")
+    table = Table(title="sweep", box=SIMPLE_HEAD)
     for column in ("batch", "threads", "streams", "engine ms", "float ms", "speedup", "images/s", "disturbed"):
         table.add_column(column, justify="right")
     for row in rows:

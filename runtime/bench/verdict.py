@@ -67,6 +67,14 @@ def _relation(ratio: float) -> str:
     return f"{ratio:.2f}x as fast as" if ratio > 1 else f"slower, {1 / ratio:.2f}x the time of"
 
 
+def engine_hint(record: Mapping[str, Any]) -> list[str]:
+    """A line when the 16-bit rival runs on another engine than the integers: part of its speed may be the engine's."""
+    close = [one for one in record["others"] if one["role"] == "bf16" and one["speedup"] < WORTH]
+    if not close or record["backend"] in close[0]["name"]:
+        return []
+    return [f"{close[0]['name']} is another engine than {record['backend']}: time the integers there too (--backend)"]
+
+
 def spoken(record: Mapping[str, Any]) -> str:
     """The verdict of a whole record, with the reasons to doubt it first.
 

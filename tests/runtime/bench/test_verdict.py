@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.bench.verdict import DISTURBED, spoken, timing_warnings, verdict
+from runtime.bench.verdict import DISTURBED, engine_hint, spoken, timing_warnings, verdict
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,14 @@ def test_another_bundle(ratio: float, said: str) -> None:
     other = {"role": "other", "name": "W8A8 (ort)", "model": "deit_t", "speedup": ratio}
     found = spoken(record(others=[other]))
     assert said in found and found.endswith("deit_t W8A8 (ort) of the other bundle.")
+
+
+def test_a_rival_on_another_engine_is_pointed_at() -> None:
+    rival = {"role": "bf16", "name": "BF16 (openvino)", "speedup": 0.8}
+    (line,) = engine_hint(record(backend="ort", others=[rival]))
+    assert "time the integers there too" in line
+    assert engine_hint(record(backend="openvino", others=[rival])) == []
+    assert engine_hint(record(backend="ort", others=[rival | {"speedup": 1.5}])) == []
 
 
 def test_doubt_comes_first() -> None:
