@@ -58,9 +58,9 @@ lint: .venv/.installed
 
 bench: .venv/.installed
 	$(PY) -m benches.train_reference --check
+	$(PY) -m benches.bench_repeat
 	$(PY) -m benches.cpu_latency $(BENCHFLAGS)
 	$(PY) -m benches.cpu_engines $(BENCHFLAGS)
-	$(PY) -m benches.bench_repeat
 	$(PY) -m benches.head_similarity
 	@if [ -d $(REAL_DATA) ]; then \
 		$(PY) -m benches.real_accuracy $(BENCHFLAGS) && \

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from benches import calibration_tables, engine_tables, quality_tables, synthesis_tables
+from benches import calibration_tables, engine_tables, synthesis_tables
 from benches.markdown import markdown
+from benches.quality_tables import quality
 from benches.record import RESULTS, ROOT, read_result
 from runtime.cli import run
 from runtime.errors import IntvitError
@@ -151,13 +152,13 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "real_accuracy": real_accuracy,
     "cpu_latency": cpu_latency,
     "cpu_engines": engine_tables.engines,
-    "bench_quality": quality_tables.quality,
     "ablate_calibration": ablate_calibration,
     "calibration_accuracy": calibration_tables.accuracy,
     "synthesis_accuracy": synthesis_tables.accuracy,
     "synthesis_sets": synthesis_tables.sets,
     "synthesis_speed": synthesis_tables.speed,
     "head_similarity": head_similarity,
+    "bench_quality": quality,
 }
 SOURCES: dict[str, Callable[[], str]] = {"lint_rules": lint_rules}  # tables for which nothing is measured
 RECORDS = {"synthesis_sets": "synthesis_accuracy"}  # tables made from the record of another name
