@@ -150,6 +150,7 @@ def _sentence(text: str) -> str:
 
 TABLES: dict[str, Callable[[Record], str]] = {
     "real_accuracy": real_accuracy,
+    "bench_quality": quality,
     "cpu_latency": cpu_latency,
     "cpu_engines": engine_tables.engines,
     "ablate_calibration": ablate_calibration,
@@ -158,7 +159,6 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "synthesis_sets": synthesis_tables.sets,
     "synthesis_speed": synthesis_tables.speed,
     "head_similarity": head_similarity,
-    "bench_quality": quality,
 }
 SOURCES: dict[str, Callable[[], str]] = {"lint_rules": lint_rules}  # tables for which nothing is measured
 RECORDS = {"synthesis_sets": "synthesis_accuracy"}  # tables made from the record of another name
