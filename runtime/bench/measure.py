@@ -169,5 +169,8 @@ def measure(bundle: Bundle, plan: Plan | None = None, other: Bundle | None = Non
     ]
     made["warnings"] += engine_hint(made)
     made["warnings"] += [f"clocks were held down: {reason}" for reason in made["telemetry"]["throttled"]]
+    if series:
+        fallen = made["telemetry"]["dropped"].items()
+        made["warnings"] += [f"clock {name} fell from {top:.0f} to {last:.0f} MHz" for name, (top, last) in fallen]
     made["verdict"] = spoken(made)
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from runtime.bench import contenders
 from runtime.bench.command import counts
 from runtime.bench.show import show
 from runtime.bundle import Bundle
+from runtime.telemetry import sampler
+from runtime.telemetry.reading import Reading
 from tests.runtime.bench.fakes import Fake, OnDevice
 from tests.runtime.tiny import Spec, make_bundle
 
@@ -84,6 +87,7 @@ def test_a_sweep(tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     rows = found["sweep"]
     assert [(row["batch"], row["streams"]) for row in rows] == [(1, 1), (1, 2), (3, 1), (3, 2)]
     assert all(row["images_s"] > 0 and row["speedup"] > 0 and row["threads"] == 1 for row in rows)
+    assert all(len(row["raw_ms"]) == len(row["baseline_raw_ms"]) >= 12 for row in rows)
     assert found["throughput"] == {} and "2 streams at once" in capfd.readouterr().out
 
 
@@ -106,6 +110,24 @@ def test_sustained(tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixtu
     found = run(tiny_bundle, tmp_path, "--sustained", "0.005")
     assert found["sustained"]["series"] and found["sustained"]["slowdown"] > 0
     assert "sustained for 0.005 min" in capfd.readouterr().out
+
+
+def test_a_clock_that_falls_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = itertools.chain([3000.0, 2900.0], itertools.repeat(1500.0))
+
+    class Hot:
+        name = "cpu"
+
+        def read(self) -> Reading:
+            return Reading(clocks_mhz={"CPU": next(clocks)}, throttle=("hot",))
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(sampler, "FINDERS", (Hot, lambda: "no power rails: none"))
+    found = bench.measure(Bundle.open(tiny_bundle), seconds=0, bf16=False, interval_s=0.01, sustained_min=0.005)
+    assert "clock cpu CPU fell from 3000 to 1500 MHz" in found["warnings"]
+    assert "clocks were held down: cpu: hot" in found["warnings"]
+    assert found["telemetry"]["absent"] == ["no power rails: none"] and found["telemetry"]["energy"] == {}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")

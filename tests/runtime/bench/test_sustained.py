@@ -35,5 +35,5 @@ def test_first_against_last(factor: float, throttles: bool) -> None:
 
 def test_a_short_run_has_windows_too() -> None:
     windows = sustained.run(contender(Fake("e", 0.001)), 0.005)
-    assert 5 <= len(windows) <= 13 and all(window.calls >= 1 for window in windows)
+    assert 2 <= len(windows) <= 13 and all(window.calls >= 1 for window in windows)
     assert len(sustained.run(contender(Fake("e", 0.001)), 1e-9)) == 1

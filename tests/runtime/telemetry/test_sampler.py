@@ -119,7 +119,7 @@ def test_energy_an_image_takes_the_idle_power_off() -> None:
     mine = found["by"]["engine"]
     assert found["rails"] == ["ina3221 VDD_IN"] and found["idle_w"]["ina3221 VDD_IN"] == pytest.approx(5.0)
     each = mine["seconds"] / mine["images"]
-    assert mine["images"] % 4 == 0 and each == pytest.approx(0.005, rel=0.5)
+    assert mine["images"] % 4 == 0 and each >= 0.0049
     assert mine["joules_an_image"] == pytest.approx(10.0 * each, rel=0.25)
     assert mine["gross_joules_an_image"] - mine["joules_an_image"] == pytest.approx(5.0 * each, rel=1e-6)
 
