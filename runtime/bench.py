@@ -1,4 +1,4 @@
-"""``python -m runtime.bench BUNDLE``: how long one call takes, integer engine against float32 twin, side by side.
+"""``python -m runtime.bench BUNDLE``: how long one call takes, integer engine against float twin, side by side.
 
 Both models live in one process and take turns in short blocks, so that whatever slows the machine down (heat, a
 neighbour, a clock change) slows both. Each time is one call, input array to logits array.
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime import cli, machine
-from runtime.backends.base import Engine, Images, open_engine
+from runtime.backends.base import Engine, Images, backend_class, open_pair
 from runtime.bundle import Bundle
 from runtime.files import atomic_write_json
 from runtime.progress import task
@@ -113,17 +113,19 @@ def measure(
 ) -> dict[str, Any]:
     """Time the bundle's engine and its twin; the result is the JSON record.
 
-    Fixed keys: backend, batch, threads, median_ms, p90_ms, p99_ms, raw_ms, baseline {median_ms, raw_ms}, speedup
-    (baseline median / engine median). Times are milliseconds a call of ``batch`` images. ``options`` go to the
-    engine; the twin stays float32.
+    Fixed keys: backend, batch, threads, median_ms, p90_ms, p99_ms, raw_ms, baseline {precision, median_ms, raw_ms},
+    speedup (baseline median / engine median). Times are milliseconds a call of ``batch`` images. ``options`` go to the
+    engine; the twin stays float32, or float16 on a GPU. An engine that is built for one batch size is built for this.
 
     Raises:
         IntvitError: unknown backend, or a graph that does not load or run.
     """
     used = threads or machine.available_cores()
     images = tiled(bundle.golden().images, batch)
-    engine = open_engine(bundle, backend, threads=used, options=options)
-    twin = open_engine(bundle, backend, threads=used, twin=True)
+    served = backend_class(backend)
+    if "batch" in served.twin_options:
+        options = {"batch": str(batch), **(options or {})}
+    engine, twin = open_pair(bundle, backend, threads=used, options=options)
     try:
         mine, baseline = interleave(engine, twin, images, seconds=seconds)
         about = {"engine": engine.describe(), "baseline_engine": twin.describe()}
@@ -139,6 +141,7 @@ def measure(
         "p99_ms": percentile(mine.raw_ms, 0.99),
         "raw_ms": list(mine.raw_ms),
         "baseline": {
+            "precision": served.twin_precision,
             "median_ms": baseline.median_ms,
             "p90_ms": percentile(baseline.raw_ms, 0.90),
             "p99_ms": percentile(baseline.raw_ms, 0.99),
@@ -159,26 +162,26 @@ def measure(
     return record
 
 
-def verdict(speedup: float) -> str:
-    """One sentence a person can act on; ``speedup`` is float32 time over integer time."""
+def verdict(speedup: float, precision: str = "float32") -> str:
+    """One sentence a person can act on; ``speedup`` is the float twin's time over the integer engine's."""
     if speedup < 1.0:
-        return f"{1 / speedup:.2f}x the time of float32: slower than float32: do not deploy this for speed."
+        return f"{1 / speedup:.2f}x the time of {precision}: slower than {precision}: do not deploy this for speed."
     if speedup < 1.05:
-        return f"{speedup:.2f}x float32: no faster in practice; the gain is the smaller file."
-    return f"{speedup:.2f}x as fast as float32 on this machine, at this batch and thread count."
+        return f"{speedup:.2f}x {precision}: no faster in practice; the gain is the smaller file."
+    return f"{speedup:.2f}x as fast as {precision} on this machine, at this batch and thread count."
 
 
 def show(record: dict[str, Any], console: Console) -> None:
     """Print the times, the verdict and every reason to doubt them."""
     heading = f"{record['model']} {record['scheme']}, batch {record['batch']}, {record['threads']} thread(s), ms a call"
-    table = Table(title=heading)
+    table, precision = Table(title=heading), record["baseline"].get("precision", "float32")
     for column in ("", "median", "p90", "p99", "calls", "variation"):
         table.add_column(column, justify="right" if column else "left")
-    for name, part in ((f"integer ({record['backend']})", record), ("float32 twin", record["baseline"])):
+    for name, part in ((f"integer ({record['backend']})", record), (f"{precision} twin", record["baseline"])):
         times = (f"{part[key]:.3f}" for key in ("median_ms", "p90_ms", "p99_ms"))
         table.add_row(name, *times, str(len(part["raw_ms"])), f"{100 * part['variation']:.1f} %")
     console.print(table)
-    console.print(verdict(record["speedup"]), style="bold", highlight=False, soft_wrap=True)
+    console.print(verdict(record["speedup"], precision), style="bold", highlight=False, soft_wrap=True)
     if record.get("weights"):
         console.print(f"{record['weights']}: the times are real, the predictions mean nothing", style="bold red")
     if max(record["variation"], record["baseline"]["variation"]) > _UNSTABLE:
@@ -195,7 +198,7 @@ def main(
     json: cli.JsonOption = None,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Time the integer engine interleaved with its float32 twin and say which is faster."""
+    """Time the integer engine interleaved with its float twin and say which is faster."""
     options = cli.parse_options(option)
     opened = Bundle.open(bundle)
     record = measure(opened, backend=backend, batch=batch, threads=threads, seconds=seconds, options=options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import re
 import shutil
@@ -16,12 +15,12 @@ from rich.table import Table
 
 from runtime import cli, machine
 from runtime.files import atomic_write_json
+from runtime.nvidia import nvidia_driver
 
 OPTIONAL = ("torch", "timm", "onnx", "onnx_ir", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "openvino")
 MIN_ORT = (1, 22)
 _LOW_MEMORY = 1 << 30
 _LOW_DISK = 1 << 30
-_CUDA_ERRORS = {34: "a stub library, not the driver", 100: "no CUDA device", 803: "driver and library versions differ"}
 
 
 @dataclass(frozen=True)
@@ -76,30 +75,6 @@ def cpu_problems(flags: list[str], *, x86: bool) -> list[Problem]:
     return []
 
 
-def nvidia_driver(library: str = "libcuda.so.1") -> dict[str, Any]:
-    """Ask the NVIDIA driver, through ctypes: {"found", "devices", "driver", "error"}. Never touches TensorRT.
-
-    ``driver`` is the newest CUDA version the driver serves, as "13.2".
-    """
-    result: dict[str, Any] = {"found": False, "devices": 0, "driver": "", "error": ""}
-    try:
-        cuda = ctypes.CDLL(library)
-        code = int(cuda.cuInit(0))
-        count, version = ctypes.c_int(0), ctypes.c_int(0)
-        cuda.cuDriverGetVersion(ctypes.byref(version))
-        if code == 0:
-            code = int(cuda.cuDeviceGetCount(ctypes.byref(count)))
-    except (OSError, AttributeError) as error:
-        result["error"] = str(error)
-        return result
-    result["found"] = True
-    result["driver"] = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    result["devices"] = count.value
-    if code != 0:
-        result["error"] = f"CUDA error {code}: {_CUDA_ERRORS.get(code, 'see cuda.h')}"
-    return result
-
-
 def installed(names: tuple[str, ...] = OPTIONAL) -> dict[str, str]:
     """Version of each optional module, "present" when it has none, "" when absent; none is imported."""
     found = {}
@@ -112,15 +87,38 @@ def installed(names: tuple[str, ...] = OPTIONAL) -> dict[str, str]:
     return found
 
 
+def _library(packages: dict[str, str]) -> str:
+    """The TensorRT that the engine would take: "tensorrt" or "tensorrt_rtx"; empty where there is none."""
+    return next((name for name in ("tensorrt", "tensorrt_rtx") if packages.get(name)), "")
+
+
+def _memory(packages: dict[str, str]) -> str:
+    """The library for GPU memory that the engine would take, by its name for pip; empty where there is none."""
+    return "pycuda" if packages.get("pycuda") else "cuda-python" if packages.get("cuda") else ""
+
+
+def gpu_path(driver: dict[str, Any], packages: dict[str, str]) -> str:
+    """One line: what ``--backend tensorrt`` would run on here, or why there is no GPU path."""
+    library, memory = _library(packages), _memory(packages)
+    if not driver["devices"]:
+        return f"no GPU path: {driver['error'] or 'the driver sees no device'}"
+    if not library or not memory:
+        lacking = [name for name, there in (("TensorRT", library), ("pycuda or cuda-python", memory)) if not there]
+        return f"no GPU path: {' and '.join(lacking)} not installed"
+    return f"{library} {packages[library]}, memory through {memory}"
+
+
 def gpu_problems(driver: dict[str, Any], packages: dict[str, str]) -> list[Problem]:
     """A GPU package without a working driver, or the other way round."""
     gpu_packages = [name for name in ("tensorrt", "pycuda") if packages.get(name)]
     if gpu_packages and not driver["devices"]:
         why = f"{', '.join(gpu_packages)} installed; {driver['error'] or 'no device'}"
         return [Problem("no working NVIDIA driver", why, "install the driver and check with `nvidia-smi`")]
-    if driver["devices"] and not packages.get("tensorrt"):
-        why = f"{driver['devices']} NVIDIA device(s), driver for CUDA {driver['driver']}"
-        return [Problem("the GPU is not used", why, "pip install 'intvit[tensorrt]'")]
+    found = f"{driver['devices']} NVIDIA device(s), driver for CUDA {driver['driver']}"
+    if driver["devices"] and not _library(packages):
+        return [Problem("the GPU is not used", found, "pip install 'intvit[tensorrt]'; a Jetson: docs/jetson.md")]
+    if driver["devices"] and not _memory(packages):
+        return [Problem("the GPU is not used", f"{found}, no pycuda or cuda-python", "pip install cuda-python")]
     return []
 
 
@@ -177,6 +175,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         ("memory", memory),
         ("disk", f"{report['disk_free_bytes'] / 1e9:.1f} GB free here"),
         ("NVIDIA", f"{gpu}{': ' + nvidia['error'] if nvidia['found'] and nvidia['error'] else ''}"),
+        ("GPU engine", gpu_path(nvidia, report["packages"])),
         ("optional packages", optional or "none"),
     )
     table = Table(show_header=False, title="intvit doctor")

@@ -153,6 +153,8 @@ class OrtEngine:
     """A graph in an ONNX Runtime session of its own, with its own threads."""
 
     name = "ort"
+    twin_precision = "float32"
+    twin_options: frozenset[str] = frozenset()
 
     def __init__(
         self, bundle: Bundle, path: Path, *, threads: int | None, compiled: EngineRecord | None, twin: bool = False

@@ -53,19 +53,18 @@ def test_processors(flags: list[str], x86: bool, said: str) -> None:
     assert (said in found[0].what) if said else found == []
 
 
-def test_driver_probe() -> None:
-    absent = doctor.nvidia_driver("libno_such_driver.so.1")
-    assert not absent["found"] and absent["devices"] == 0 and absent["error"]
-    no_cuda = doctor.nvidia_driver("libc.so.6")
-    assert not no_cuda["found"] and "cuInit" in no_cuda["error"]
-
-
 def test_gpu_and_room() -> None:
     down = {"found": False, "devices": 0, "driver": "", "error": "no libcuda"}
     up = {"found": True, "devices": 1, "driver": "13.0", "error": ""}
     assert "no libcuda" in doctor.gpu_problems(down, {"tensorrt": "11.0"})[0].why
-    assert doctor.gpu_problems(down, {}) == doctor.gpu_problems(up, {"tensorrt": "11.0"}) == []
+    whole = {"tensorrt": "11.0", "pycuda": "2026.1"}
+    assert doctor.gpu_problems(down, {}) == doctor.gpu_problems(up, whole) == []
     assert "pip install" in doctor.gpu_problems(up, {})[0].fix
+    assert "cuda-python" in doctor.gpu_problems(up, {"tensorrt_rtx": "1.7"})[0].fix
+    assert doctor.gpu_path(down, whole) == "no GPU path: no libcuda"
+    assert doctor.gpu_path(up, {"cuda": "present"}) == "no GPU path: TensorRT not installed"
+    assert doctor.gpu_path(up, {"tensorrt": "11.0"}) == "no GPU path: pycuda or cuda-python not installed"
+    assert doctor.gpu_path(up, whole) == "tensorrt 11.0, memory through pycuda"
     assert [problem.what for problem in doctor.room_problems(1 << 20, 1 << 20)] == [
         "little memory",
         "little disk space",
