@@ -28,6 +28,7 @@ from runtime.progress import task
 
 BLOCK = 4
 MIN_CALLS = 12
+GPU_ROUNDS = 10
 WARM_UP_S = 0.3
 _UNSTABLE = 0.025
 
@@ -102,6 +103,23 @@ def interleave(engine: Engine, twin: Engine, images: Images, *, seconds: float) 
     return Timing(tuple(times[0])), Timing(tuple(times[1]))
 
 
+def gpu_times(engine: Engine, twin: Engine, images: Images) -> dict[str, Any]:
+    """``gpu``: milliseconds between two events on the GPU, copies left out, the two engines taking turns.
+
+    Nothing for engines without ``gpu_ms``, those of a CPU.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(GPU_ROUNDS):
+        for model, out in zip((engine, twin), times, strict=True):
+            clock = getattr(model, "gpu_ms", None)
+            if clock is None:
+                return {}
+            out += clock(images, BLOCK)
+    medians = [statistics.median(values) for values in times]
+    baseline = {"median_ms": medians[1], "raw_ms": times[1]}
+    return {"gpu": {"median_ms": medians[0], "raw_ms": times[0], "baseline": baseline}}
+
+
 def measure(
     bundle: Bundle,
     *,
@@ -115,7 +133,8 @@ def measure(
 
     Fixed keys: backend, batch, threads, median_ms, p90_ms, p99_ms, raw_ms, baseline {precision, median_ms, raw_ms},
     speedup (baseline median / engine median). Times are milliseconds a call of ``batch`` images. ``options`` go to the
-    engine; the twin stays float32, or float16 on a GPU. An engine that is built for one batch size is built for this.
+    engine; the twin stays float32, or float16 on a GPU, where ``gpu`` has the times between events. An engine that is
+    built for one batch size is built for this one.
 
     Raises:
         IntvitError: unknown backend, or a graph that does not load or run.
@@ -128,7 +147,7 @@ def measure(
     engine, twin = open_pair(bundle, backend, threads=used, options=options)
     try:
         mine, baseline = interleave(engine, twin, images, seconds=seconds)
-        about = {"engine": engine.describe(), "baseline_engine": twin.describe()}
+        about = {"engine": engine.describe(), "baseline_engine": twin.describe()} | gpu_times(engine, twin, images)
     finally:
         engine.close()
         twin.close()
@@ -182,6 +201,9 @@ def show(record: dict[str, Any], console: Console) -> None:
         table.add_row(name, *times, str(len(part["raw_ms"])), f"{100 * part['variation']:.1f} %")
     console.print(table)
     console.print(verdict(record["speedup"], precision), style="bold", highlight=False, soft_wrap=True)
+    if gpu := record.get("gpu"):
+        both = f"{gpu['median_ms']:.3f} ms against {gpu['baseline']['median_ms']:.3f}"
+        console.print(f"on the GPU alone, copies left out: {both} (medians)", highlight=False, soft_wrap=True)
     if record.get("weights"):
         console.print(f"{record['weights']}: the times are real, the predictions mean nothing", style="bold red")
     if max(record["variation"], record["baseline"]["variation"]) > _UNSTABLE:

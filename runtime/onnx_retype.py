@@ -157,7 +157,8 @@ def _written(values: npt.NDArray[np.float32], elem_type: int, name: str, where: 
     if elem_type == BFLOAT16:
         bits = values.view(np.uint32)
         nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
-        return np.where(np.isnan(values), np.uint32(0x7FC0), nearest).astype("<u2").tobytes()
+        rounded: bytes = np.where(np.isnan(values), np.uint32(0x7FC0), nearest).astype("<u2").tobytes()
+        return rounded
     with np.errstate(over="ignore"):
         half = values.astype("<f2")
     lost = np.isinf(half) & np.isfinite(values)

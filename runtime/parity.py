@@ -111,7 +111,7 @@ def _run(
 ) -> dict[str, Any]:
     """The logits and every tap's tensor, by name."""
     names = list(dict.fromkeys([bundle.manifest.output_name, *(quantizer.tensor for quantizer in quantizers)]))
-    where = str(bundle.file("graph", backend))
+    where = f"{bundle.root} ({backend})"
     return backend_class(backend).run_graph(model, names, feeds, threads=threads, where=where)
 
 

@@ -61,7 +61,7 @@ class TensorRtEngine:
         self.num_classes = bundle.manifest.num_classes
         self.record = record
         self._names = (bundle.manifest.input_name, bundle.manifest.output_name)
-        self._options, self._place, self._closed = options, place, False
+        self._options, self._place = options, place
         self._where = str(bundle.root / record.path)
         self._source = graph_of(bundle, "twin" if record.inputs["role"] == "twin" else "integer").source
         data = plan_bytes(bundle, record)
@@ -139,9 +139,7 @@ class TensorRtEngine:
     def close(self) -> None:
         """See :meth:`runtime.backends.base.Engine.close`; waits for runs under way."""
         self._plan.close()
-        if not self._closed:
-            self._closed = True
-            self._place.device.close()
+        self._place.device.close()
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`runtime.backends.base.Engine.describe`."""

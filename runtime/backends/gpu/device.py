@@ -1,4 +1,4 @@
-"""The layer between an engine and the CUDA libraries: buffers, copies, streams, events, and graph capture in one of them.
+"""The layer between an engine and the CUDA libraries: buffers, copies, streams, events, and CUDA graphs in one of them.
 
 Streams and events are opaque handles of the library below; a buffer is a device address. Everything but
 :meth:`Device.current` is called inside ``with device.current():``, on any thread.
@@ -128,7 +128,7 @@ class Device(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what is left and the context. Called once, after everything that uses them is gone."""
+        """Give back what is left and the context, after everything that uses them is gone; once is enough."""
         ...
 
 
@@ -161,6 +161,11 @@ def open_device(index: int, chosen: str = "auto", *, capture: bool = False) -> D
         next="pip install cuda-python (JetPack 7: `pip install 'cuda-python>=13'`, JetPack 6: "
         "`pip install 'cuda-python<13'`), or pip install pycuda, which is compiled on the device",
     )
+
+
+def closed() -> IntvitError:
+    """A use after :meth:`Device.close`."""
+    return IntvitError("the engine has been closed", where="its GPU")
 
 
 def out_of_memory(nbytes: int, why: str) -> IntvitError:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.gpu.device import Replay, failed, out_of_memory
+from runtime.backends.gpu.device import Replay, closed, failed, out_of_memory
 from runtime.machine import version_of
 
 
@@ -30,6 +30,7 @@ class CudaPythonDevice:
         self._buffers: set[int] = set()
         self._pages: set[int] = set()
         self._lock = threading.Lock()
+        self._closed = False
         with self.current():
             self._done("cudaFree", runtime.cudaFree(0))  # the documented way to make the context now
 
@@ -49,6 +50,8 @@ class CudaPythonDevice:
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
         """See :meth:`runtime.backends.gpu.device.Device.current`."""
+        if self._closed:
+            raise closed()
         self._done("cudaSetDevice", self._cuda.cudaSetDevice(self._index))
         yield
 
@@ -79,7 +82,7 @@ class CudaPythonDevice:
         with self._lock:
             self._pages.add(address)
         held = (ctypes.c_char * nbytes).from_address(address)
-        array: npt.NDArray[Any] = np.frombuffer(held, kind).reshape(tuple(shape))
+        array: npt.NDArray[Any] = np.frombuffer(memoryview(held), kind).reshape(tuple(shape))
         array[...] = 0
         return array
 
@@ -156,11 +159,14 @@ class CudaPythonDevice:
 
     def close(self) -> None:
         """See :meth:`runtime.backends.gpu.device.Device.close`."""
+        if self._closed:
+            return
         with self.current():
             for address in list(self._buffers):
                 self.free(address)
             for address in list(self._pages):
                 self._unpin(address)
+        self._closed = True
 
 
 class _Replay:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from runtime.backends.gpu.device import Replay, failed, out_of_memory
+from runtime.backends.gpu.device import Replay, closed, failed, out_of_memory
 from runtime.errors import IntvitError
 from runtime.machine import version_of
 
@@ -42,7 +42,10 @@ class PycudaDevice:
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
         """See :meth:`runtime.backends.gpu.device.Device.current`."""
-        self._context.push()
+        context = self._context
+        if context is None:
+            raise closed()
+        context.push()
         try:
             yield
         finally:
@@ -132,6 +135,8 @@ class PycudaDevice:
 
     def close(self) -> None:
         """See :meth:`runtime.backends.gpu.device.Device.close`."""
+        if self._context is None:
+            return
         with self.current():
             for address in list(self._buffers):
                 self.free(address)

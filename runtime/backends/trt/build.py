@@ -86,10 +86,10 @@ class _Work:
         self.network: INetworkDefinition = self.builder.create_network(typed)
         self.parser: OnnxParser = trt.OnnxParser(self.network, logger)
         self.config: IBuilderConfig = self.builder.create_builder_config()
-        self.timing: ITimingCache = None
+        self.timing_cache: ITimingCache = None
 
     def close(self) -> None:
-        for name in ("parser", "network", "config", "timing", "builder", "logger"):
+        for name in ("parser", "network", "config", "timing_cache", "builder", "logger"):
             setattr(self, name, None)
 
 
@@ -178,17 +178,17 @@ def _load_timing(work: _Work, path: Path) -> None:
         kept = b""
     for data in dict.fromkeys((kept, b"")):
         try:
-            work.timing = work.config.create_timing_cache(data)
+            work.timing_cache = work.config.create_timing_cache(data)
         except Exception:
-            work.timing = None
-        if work.timing is not None and work.config.set_timing_cache(work.timing, False):
+            work.timing_cache = None
+        if work.timing_cache is not None and work.config.set_timing_cache(work.timing_cache, False):
             return
-    work.timing = None
+    work.timing_cache = None
 
 
 def _keep_timing(work: _Work, path: Path | None) -> None:
-    if path is None or work.timing is None:
+    if path is None or work.timing_cache is None:
         return
-    saved: IHostMemory = work.timing.serialize()
+    saved: IHostMemory = work.timing_cache.serialize()
     if saved is not None:
         atomic_write_bytes(path, bytes(saved))

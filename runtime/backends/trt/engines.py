@@ -13,7 +13,7 @@ from typing import Any, Literal
 from runtime.backends.base import refuse_external
 from runtime.backends.gpu.device import Device
 from runtime.backends.trt.build import Recipe, batch_shapes, build_plan, timing_path
-from runtime.backends.trt.library import module_name
+from runtime.backends.trt.library import is_rtx, module_name
 from runtime.backends.trt.options import Precision, TensorRtOptions
 from runtime.backends.trt.types import TensorRT
 from runtime.bundle import Bundle
@@ -151,7 +151,7 @@ def ensure(
         },
         level=options.level,
         workspace_bytes=options.workspace_bytes(place.gpu.memory_bytes),
-        timing=timing_path(place.trt, place.gpu),
+        timing=None if is_rtx(place.trt) else timing_path(place.trt, place.gpu),  # RTX has no such cache
     )
     with place.device.current():
         built = build_plan(place.trt, graph_bytes(bundle, graph), recipe, layers=bundle.manifest.layers, where=where)

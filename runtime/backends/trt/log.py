@@ -56,18 +56,14 @@ def make_logger(trt: TensorRT) -> tuple[ILogger, Heard]:
 
 def layer_of(node: str, layers: Sequence[Layer]) -> str:
     """The manifest's layer (its timm module) that a node belongs to by its name; empty where there is none."""
-    owners = [
-        layer.name for layer in layers if node == layer.name or node.startswith((f"{layer.name}/", f"{layer.name}."))
-    ]
+    owners = [layer.name for layer in layers if f"{node}/".startswith(f"{layer.name}/")]
     return max(owners, key=len, default="")
 
 
 def node_in(said: str, graph: Graph) -> str:
     """The node of ``graph`` that a text of TensorRT names first, the longest name where several start there."""
-    found = [
-        (said.find(node.name), -len(node.name), node.name) for node in graph.nodes if node.name and node.name in said
-    ]
-    return min(found)[2] if found else ""
+    names = [node.name for node in graph.nodes if node.name and node.name in said]
+    return min(names, key=lambda name: (said.find(name), -len(name)), default="")
 
 
 def place(node: str, op_type: str, layers: Sequence[Layer], where: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from runtime.backends.trt.library import Library
 from runtime.errors import IntvitError
@@ -98,7 +98,7 @@ class TensorRtOptions:
 def _value(name: str, text: str) -> Any:
     choices = {"library": get_args(Library), "precision": get_args(Precision), "cuda": get_args(Cuda)}
     if name in choices:
-        return cast(str, _one_of(name, text, choices[name]))
+        return _one_of(name, text, choices[name])
     if name == "cuda_graph":
         return _SWITCH[_one_of(name, text, tuple(_SWITCH))]
     if name == "batch":

@@ -1,0 +1,625 @@
+"""The tensorrt backend under recording fakes of TensorRT and CUDA, for every version it is for.
+
+These tests claim logic, not hardware: which calls are made and in which order, what outlives what, what is kept, what
+is built anew and why, and what a person is told when something fails. The fakes refuse every name that a version
+lacks (tests/runtime/data/tensorrt-api). No GPU and no TensorRT takes part.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import bench, cli
+from runtime import compile as verb
+from runtime.backends.base import open_engine, open_pair
+from runtime.backends.tensorrt import TensorRtEngine, compile_engines
+from runtime.bundle import Bundle, entry_for, write_manifest
+from runtime.errors import IntvitError
+from runtime.files import sha256_bytes
+from runtime.manifest import Manifest
+from runtime.parity import check
+from runtime.registry import Registry, load_registry, save_registry
+from tests.runtime.fakes.machine import GPU, install
+from tests.runtime.fakes.world import Segfault, World
+from tests.runtime.tensorrt_names import VERSIONS
+from tests.runtime.tiny import Spec, graph, make_bundle, reference, rehash
+
+Machine = Callable[..., World]
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
+    monkeypatch.setenv("INTVIT_CACHE", str(tmp_path / "cache"))
+    worlds = []
+
+    def make(version: str = "10.3", cuda: str = "pycuda", **changes: Any) -> World:
+        worlds.append(install(monkeypatch, version, cuda, replace(GPU, **changes)))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        assert world.broken == []
+
+
+def opened(root: Path, *, twin: bool = False, **options: str) -> TensorRtEngine:
+    return TensorRtEngine.open(Bundle.open(root), twin=twin, options=options)
+
+
+def pictures(count: int = 8) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(count, 3, 8, 8)).astype(np.float32)
+
+
+def raised(action: Callable[[], Any]) -> IntvitError:
+    """The error an action ends with, without the frames that would keep its objects alive."""
+    with pytest.raises(IntvitError) as caught:
+        action()
+    error = caught.value
+    while error.__context__ is not None and error.__context__.__traceback__ is not None:
+        traceback.clear_frames(error.__context__.__traceback__)
+        error.__context__ = None
+    traceback.clear_frames(caught.tb)
+    error.__traceback__ = error.__cause__ = None
+    return error
+
+
+@pytest.mark.parametrize("cuda", ["pycuda", "cuda-python"])
+def test_logits_are_those_of_the_graph(machine: Machine, version: str, cuda: str, bundle_copy: Path) -> None:
+    world, images = machine(version, cuda), pictures()
+    engine = opened(bundle_copy, batch="4")
+    assert engine.input_shape == (3, 8, 8) and engine.num_classes == 10
+    for count in (4, 1, 8, 7):
+        wanted, _ = reference(Spec(), images[:count])
+        np.testing.assert_allclose(engine.run(images[:count]), wanted, rtol=1e-4, atol=1e-5)
+    about = engine.describe()
+    assert json.loads(json.dumps(about)) == about
+    assert (about["backend"], about["graph"], about["device"]["sm"]) == ("tensorrt", "canonical", "8.7")
+    assert about["cuda"].startswith(cuda) and about["options"]["workspace_mib"] == 2048
+    engine.close()
+    engine.close()
+    with pytest.raises(IntvitError, match="closed"):
+        engine.run(images)
+    world.check_empty()
+
+
+def test_the_twin_is_the_float_network_in_float16(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world, images = machine(version), pictures()
+    engine, twin = open_pair(Bundle.open(bundle_copy), "tensorrt", options={"batch": "2", "precision": "fp32"})
+    wanted, _ = reference(Spec(), images, quantize=False)
+    far = np.abs(twin.run(images) - wanted).max()
+    assert 1e-6 < far < 5e-3 * np.abs(wanted).max()
+    assert twin.describe()["options"]["precision"] == "fp16"
+    assert twin.describe()["options"]["batch"] == engine.describe()["options"]["batch"] == "2"
+    engine.close()
+    twin.close()
+    world.check_empty()
+
+
+BUILD = (
+    "new ILogger",
+    "new Builder",
+    "Builder.create_network",
+    "OnnxParser.parse",
+    "IBuilderConfig.builder_optimization_level =",
+    "IBuilderConfig.profiling_verbosity =",
+    "IBuilderConfig.set_memory_pool_limit",
+    "Builder.build_serialized_network",
+    "del OnnxParser",
+    "del INetworkDefinition",
+    "del IBuilderConfig",
+    "del Builder",
+)
+
+
+def test_order_of_calls_and_of_teardown(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    engine = opened(bundle_copy)
+    assert tuple(world.of(*BUILD)) == (*BUILD, "new ILogger")
+    loaded = world.log[len(world.log) - world.log[::-1].index("del ILogger") :]
+    assert [name for name in loaded if name in ("Runtime.deserialize_cuda_engine", "new ICudaEngine")]
+    world.log.clear()
+    engine.run(pictures(1))
+    run = ("copy_in", "IExecutionContext.execute_async_v3", "copy_out", "synchronize")
+    assert world.of("new Stream", "new IExecutionContext", *run) == ["new Stream", "new IExecutionContext", *run]
+    world.log.clear()
+    engine.run(pictures(1))
+    assert [name for name in world.log if not name.startswith("IExecutionContext.get")] == list(run)
+    world.log.clear()
+    engine.close()
+    order = ["del IExecutionContext", "free", "free", "del Stream", "del ICudaEngine", "del Runtime", "del ILogger"]
+    assert world.log == [*order, "del Context"]
+    world.check_empty()
+
+
+def test_precision_and_shapes_are_in_the_graph_not_in_flags(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    opened(bundle_copy, batch="2", precision="bf16", level="5", workspace="100").close()
+    asked = dict(world.calls)
+    assert asked["IBuilderConfig.builder_optimization_level ="] == (5,)
+    assert asked["IBuilderConfig.set_memory_pool_limit"][1] == 100 << 20
+    assert "IBuilderConfig.add_optimization_profile" not in asked and "IBuilderConfig.set_flag" not in asked
+    opened(bundle_copy, batch="1:2:4").close()
+    asked = dict(world.calls)
+    assert asked["IOptimizationProfile.set_shape"] == ("images", (1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))
+
+
+def test_a_range_of_batches(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world, images = machine(version), pictures(9)
+    engine = opened(bundle_copy, batch="2:2:4")
+    wanted, _ = reference(Spec(), images)
+    for count in (1, 2, 3, 4, 9):
+        np.testing.assert_allclose(engine.run(images[:count]), wanted[:count], rtol=1e-4, atol=1e-5)
+    shapes = [arguments[1] for name, arguments in world.calls if name == "IExecutionContext.set_input_shape"]
+    assert shapes == [(4, 3, 8, 8), (2, 3, 8, 8), (3, 3, 8, 8), (4, 3, 8, 8), (2, 3, 8, 8)][: len(shapes)]
+    engine.close()
+    world.check_empty()
+
+
+def test_an_engine_is_built_once(machine: Machine, version: str, bundle_copy: Path, capfd: Any) -> None:
+    world = machine(version)
+    opened(bundle_copy).close()
+    assert "building the integer engine (no engine for TensorRT yet)" in capfd.readouterr().err
+    world.log.clear()
+    opened(bundle_copy).close()
+    assert "new Builder" not in world.log and capfd.readouterr().err == ""
+    opened(bundle_copy, twin=True).close()
+    assert "building the twin engine" in capfd.readouterr().err
+    assert sorted(record.inputs["role"] for record in load_registry(bundle_copy).engines) == ["integer", "twin"]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        ({}, {"level": "5"}, "changed: level 3 -> 5"),
+        ({}, {"batch": "8"}, "changed: batch 1 -> 8"),
+        ({}, {"workspace": "64"}, "changed: workspace_mib 2048 -> 64"),
+        ({}, {"precision": "fp16"}, "changed: precision graph -> fp16"),
+        ({"name": "Fake Thor", "sm": "11.0"}, {}, "changed: device Fake Orin -> Fake Thor; sm 8.7 -> 11.0"),
+        ({"version": "10.16"}, {}, "changed: tensorrt 10.3.0 -> 10.16.2.10"),
+        ({"version": "rtx-1.7.1"}, {}, "changed: library tensorrt -> tensorrt_rtx; tensorrt 10.3.0 -> 1.7.1.116"),
+    ],
+)
+def test_what_differs_is_said_in_one_line(
+    machine: Machine, bundle_copy: Path, capfd: Any, change: dict[str, str], options: dict[str, str], said: str
+) -> None:
+    machine()
+    opened(bundle_copy).close()
+    capfd.readouterr()
+    machine(**change)
+    opened(bundle_copy, **options).close()
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and f"building the integer engine ({said})" in lines[0] and "built in" in lines[1]
+
+
+def test_another_graph_is_built_anew(machine: Machine, bundle_copy: Path, tmp_path: Path, capfd: Any) -> None:
+    machine()
+    opened(bundle_copy).close()
+    other = make_bundle(tmp_path / "other", Spec(seed=3))
+    (bundle_copy / "canonical/model.onnx").write_bytes((other / "canonical/model.onnx").read_bytes())
+    rehash(bundle_copy)
+    opened(bundle_copy).close()
+    assert "changed: graph_sha256" in capfd.readouterr().err
+    assert len(load_registry(bundle_copy).engines) == 1
+
+
+def test_engines_of_another_version_go_and_those_of_another_batch_stay(machine: Machine, bundle_copy: Path) -> None:
+    machine()
+    for batch in ("1", "8"):
+        opened(bundle_copy, batch=batch).close()
+    opened(bundle_copy, batch="8", level="1").close()
+    kept = [(record.inputs["batch"], record.inputs["level"]) for record in load_registry(bundle_copy).engines]
+    assert kept == [("1", 3), ("8", 1)]
+    machine("10.16")
+    opened(bundle_copy).close()
+    (record,) = load_registry(bundle_copy).engines
+    assert record.inputs["tensorrt"] == "10.16.2.10"
+    folders = [path.name for path in (bundle_copy / "engines").iterdir() if path.is_dir()]
+    assert folders == [f"tensorrt-{record.key}"]
+
+
+def test_other_backends_keep_their_engines(machine: Machine, bundle_copy: Path) -> None:
+    machine()
+    verb.compile_bundle(Bundle.open(bundle_copy))
+    opened(bundle_copy).close()
+    verb.compile_bundle(Bundle.open(bundle_copy), force=True)
+    assert sorted(record.backend for record in Bundle.open(bundle_copy).engines) == ["ort", "tensorrt"]
+
+
+def test_the_graph_for_tensorrt_is_preferred(machine: Machine, bundle_copy: Path, tmp_path: Path) -> None:
+    machine()
+    other = make_bundle(tmp_path / "other", Spec(seed=3))
+    (bundle_copy / "tensorrt").mkdir()
+    (bundle_copy / "tensorrt/model.onnx").write_bytes((other / "canonical/model.onnx").read_bytes())
+    manifest = Manifest.model_validate_json((bundle_copy / "manifest.json").read_bytes())
+    files = [*manifest.files, entry_for(bundle_copy, "tensorrt/model.onnx", "graph", "tensorrt")]
+    write_manifest(bundle_copy, manifest.model_copy(update={"files": files}))
+    engine = opened(bundle_copy)
+    assert engine.describe()["graph"] == "tensorrt"
+    wanted, _ = reference(Spec(seed=3), pictures(2))
+    np.testing.assert_allclose(engine.run(pictures(2)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bundle_without_any_graph_for_it(machine: Machine, bundle_copy: Path) -> None:
+    machine()
+    bundle = Bundle.open(bundle_copy)
+    files = [entry for entry in bundle.manifest.files if entry.role != "canonical"]
+    without = Bundle(bundle.root, bundle.manifest.model_copy(update={"files": files}), bundle.sha256, ())
+    assert "'graph' for target 'tensorrt'" in raised(lambda: open_engine(without, "tensorrt")).what
+
+
+# --- what goes wrong
+
+
+def test_without_a_driver_no_object_of_tensorrt_is_made(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    world.driver = False
+    for action in (
+        lambda: opened(bundle_copy),
+        lambda: compile_engines(Bundle.open(bundle_copy)),
+        lambda: check(Bundle.open(bundle_copy), backend="tensorrt"),
+        lambda: bench.measure(Bundle.open(bundle_copy), backend="tensorrt", seconds=0),
+    ):
+        assert "no NVIDIA GPU" in raised(action).what
+    assert world.log == []
+
+
+def test_the_fake_crashes_as_the_real_one_does(machine: Machine) -> None:
+    """So that the test above can fail."""
+    machine("10.3").driver = False
+    with pytest.raises(Segfault):
+        sys.modules["tensorrt"].Builder(None)
+
+
+def test_no_tensorrt_and_no_memory_library(
+    machine: Machine, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("10.3", "none")
+    error = raised(lambda: opened(bundle_copy))
+    assert "GPU memory" in error.what and "pycuda:" in error.why and "pip install cuda-python" in error.next
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    error = raised(lambda: opened(bundle_copy))
+    assert error.what == "TensorRT is not installed" and "python3-libnvinfer" in error.next
+    assert "tensorrt:" in error.why and "tensorrt_rtx:" in error.why
+
+
+def test_tensorrt_that_is_too_old(machine: Machine, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine("10.3")
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "8.6.2")
+    assert "8.6.2 is too old" in raised(lambda: opened(bundle_copy)).what
+
+
+def test_a_graph_that_is_not_read(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    world.faults["parse"] = (
+        "shiftIsAllZeros(zeroPoint): Non-zero zero point",
+        "b0.fc1/QuantizeLinear",
+        "QuantizeLinear",
+    )
+    error = raised(lambda: opened(bundle_copy))
+    assert error.what == "TensorRT cannot read the graph"
+    assert "QuantizeLinear node 'b0.fc1/QuantizeLinear'" in error.where and "layer 'b0.fc1'" in error.where
+    assert "Non-zero zero point" in error.why and "toolchain.lint" in error.next
+    world.check_empty()
+    assert not (bundle_copy / "engines").exists()
+
+
+def test_a_graph_that_is_not_built(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    text = "Error Code 10: Could not find any implementation for node {ForeignNode[b0.fc2.product/MatMul + b0.out/Add]}"
+    for fault in ("build", "build_raises"):
+        world.faults = {fault: text}
+        error = raised(lambda: opened(bundle_copy))
+        assert error.what == "TensorRT cannot build an engine from the graph"
+        assert "MatMul node 'b0.fc2.product/MatMul'" in error.where and "Could not find" in error.why
+        world.check_empty()
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("build", "Error Code 1: Cuda Runtime (out of memory)"),
+        ("build", "[virtualMemoryBuffer.cpp] OutOfMemory: Requested amount of GPU memory could not be allocated"),
+        ("deserialize", "Error Code 2: OutOfMemory (no further information)"),
+        ("context", "Error Code 1: Cuda Runtime (out of memory)"),
+        ("execute", "Error Code 1: Cuda Runtime (out of memory)"),
+        ("allocate", "x"),
+    ],
+)
+@pytest.mark.parametrize("cuda", ["pycuda", "cuda-python"])
+def test_memory_that_is_used_up(machine: Machine, bundle_copy: Path, fault: str, text: str, cuda: str) -> None:
+    world = machine("10.3", cuda)
+    world.faults[fault] = text
+    held: list[TensorRtEngine] = []
+
+    def use() -> None:
+        held.append(opened(bundle_copy))
+        held[0].run(pictures(1))
+
+    error = raised(use)
+    assert error.what == "the GPU's memory is used up" and "sudo init 3" in error.next
+    for engine in held:
+        engine.close()
+    held.clear()
+    world.check_empty()
+
+
+def test_tensorrt_that_does_not_start(machine: Machine, bundle_copy: Path) -> None:
+    world = machine()
+    world.faults["start"] = True
+    error = raised(lambda: opened(bundle_copy))
+    assert error.what == "TensorRT does not start" and "nullptr" in error.why and "doctor" in error.next
+    world.check_empty()
+
+
+def test_a_plan_that_is_refused(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    opened(bundle_copy).close()
+    world.faults["deserialize"] = "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed"
+    error = raised(lambda: opened(bundle_copy))
+    assert error.what == "TensorRT does not load the plan" and "kSERIALIZATION_VERSION" in error.why
+    assert "--backend tensorrt --force" in error.next and error.where.endswith("model.plan")
+    world.check_empty()
+
+
+def test_a_plan_whose_bytes_were_changed_is_never_loaded(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    opened(bundle_copy).close()
+    bundle = Bundle.open(bundle_copy)
+    (path,) = (bundle_copy / "engines").glob("tensorrt-*/model.plan")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    world.log.clear()
+    error = raised(lambda: Bundle.open(bundle_copy))
+    assert "engines/" in error.next
+    raised(lambda: open_engine(bundle, "tensorrt"))
+    assert "Runtime.deserialize_cuda_engine" not in world.log
+    path.unlink()
+    raised(lambda: open_engine(bundle, "tensorrt"))
+    assert "Runtime.deserialize_cuda_engine" not in world.log
+
+
+def test_a_plan_changed_between_the_check_and_the_load(
+    machine: Machine, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = machine()
+    opened(bundle_copy).close()
+    (path,) = (bundle_copy / "engines").glob("tensorrt-*/model.plan")
+    monkeypatch.setattr("runtime.registry.check_file", lambda *_, **__: None)
+    path.write_bytes(b"another plan")
+    world.log.clear()
+    error = raised(lambda: opened(bundle_copy))
+    assert error.what == "the engine is not the one that was registered" and "native code" in error.why
+    assert "new Runtime" not in world.log
+
+
+def test_a_plan_of_other_tensors(machine: Machine, bundle_copy: Path) -> None:
+    world = machine()
+    rehash(bundle_copy, output_name="scores")
+    error = raised(lambda: opened(bundle_copy))
+    assert error.what == "the plan has other inputs or outputs" and "'scores'" in error.why
+    world.check_empty()
+    rehash(bundle_copy, output_name="logits", num_classes=11)
+    engine = opened(bundle_copy)
+    assert "other outputs" in raised(lambda: engine.run(pictures(1))).what
+
+
+def test_a_run_that_fails(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    engine = opened(bundle_copy)
+    world.faults["execute"] = "Error Code 1: Cuda Runtime (an illegal memory access was encountered)"
+    error = raised(lambda: engine.run(pictures(1)))
+    assert error.what == "TensorRT failed while running" and "illegal memory access" in error.why
+    world.faults.clear()
+    engine.run(pictures(1))
+    world.faults["synchronize"] = "illegal address"
+    assert raised(lambda: engine.run(pictures(1))).what == "CUDA failed"
+    world.faults.clear()
+    with pytest.raises(IntvitError, match="wrong input"):
+        engine.run(np.zeros((1, 3, 8, 9), np.float32))
+    engine.close()
+    world.check_empty()
+
+
+def test_logits_that_are_not_finite_are_not_taken(
+    machine: Machine, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    monkeypatch.setattr(TensorRtEngine, "run", lambda self, images: np.full((len(images), 10), np.nan, np.float32))
+    error = raised(lambda: compile_engines(Bundle.open(bundle_copy)))
+    assert "no finite logits" in error.what and "bf16" in error.next
+
+
+# --- the timing cache
+
+
+def test_the_timing_cache_is_kept_for_the_device(
+    machine: Machine, version: str, bundle_copy: Path, tmp_path: Path
+) -> None:
+    world = machine(version)
+    opened(bundle_copy).close()
+    files = list((tmp_path / "cache/tensorrt").glob("*.timing"))
+    if version.startswith("rtx"):
+        assert files == [] and "IBuilderConfig.create_timing_cache" not in world.log
+        return
+    (file,) = files
+    assert "fake-orin" in file.name and "sm8-7" in file.name
+    opened(bundle_copy, level="4").close()
+    given = [arguments[0] for name, arguments in world.calls if name == "IBuilderConfig.create_timing_cache"]
+    assert given == [b"", b"tuned "]
+
+
+@pytest.mark.parametrize("found", [b"of another device", b"spoiled"])
+def test_a_timing_cache_that_does_not_fit_is_begun_anew(
+    machine: Machine, bundle_copy: Path, tmp_path: Path, found: bytes
+) -> None:
+    world = machine()
+    opened(bundle_copy).close()
+    (file,) = (tmp_path / "cache/tensorrt").glob("*.timing")
+    file.write_bytes(found)
+    world.calls.clear()
+    opened(bundle_copy, level="4").close()
+    given = [arguments[0] for name, arguments in world.calls if name == "IBuilderConfig.create_timing_cache"]
+    assert given == [found, b""] and file.read_bytes() == b"tuned "
+    world.check_empty()
+
+
+# --- threads, graphs, device memory
+
+
+@pytest.mark.parametrize("cuda", ["pycuda", "cuda-python"])
+def test_threads_have_a_context_each_and_close_waits(machine: Machine, bundle_copy: Path, cuda: str) -> None:
+    world, images = machine("10.3", cuda), pictures()
+    engine = opened(bundle_copy, batch="2:2:4")
+    wanted = engine.run(images)
+    wrong: list[str] = []
+    stop = threading.Event()
+
+    def work(count: int) -> None:
+        while not stop.is_set():
+            try:
+                if not np.allclose(engine.run(images[:count]), wanted[:count], atol=1e-5):
+                    wrong.append(f"{count} images differ")
+            except IntvitError as error:
+                if "closed" not in error.what:
+                    wrong.append(error.what)
+                return
+
+    workers = [threading.Thread(target=work, args=(count,)) for count in (1, 3, 8, 2)]
+    for worker in workers:
+        worker.start()
+    stop.wait(0.3)
+    engine.close()
+    for worker in workers:
+        worker.join(20)
+    assert not any(worker.is_alive() for worker in workers) and wrong == []
+    assert world.log.count("new IExecutionContext") == 5
+    world.check_empty()
+
+
+def test_the_contexts_of_ended_threads_are_given_back(machine: Machine, bundle_copy: Path) -> None:
+    world = machine()
+    engine = opened(bundle_copy)
+    for _ in range(4):
+        worker = threading.Thread(target=lambda: engine.run(pictures(1)))
+        worker.start()
+        worker.join()
+    assert world.log.count("new IExecutionContext") == 4 and world.live["IExecutionContext"] == 1
+    engine.close()
+    world.check_empty()
+
+
+def test_a_cuda_graph_is_recorded_once_and_again_for_another_shape(
+    machine: Machine, version: str, bundle_copy: Path
+) -> None:
+    world, images = machine(version, "both"), pictures()
+    engine = opened(bundle_copy, cuda_graph="on", batch="1:2:4")
+    assert engine.describe()["cuda"].startswith("cuda-python")
+    wanted, _ = reference(Spec(), images)
+    for count in (2, 2, 2, 3, 2):
+        np.testing.assert_allclose(engine.run(images[:count]), wanted[:count], rtol=1e-4, atol=1e-5)
+    assert (world.log.count("begin capture"), world.log.count("launch")) == (3, 5)
+    assert world.log.index("IExecutionContext.execute_async_v3") < world.log.index("begin capture")
+    engine.close()
+    world.check_empty()
+
+
+def test_graphs_that_cannot_be_recorded(machine: Machine, bundle_copy: Path) -> None:
+    machine("10.3", "pycuda")
+    engine = opened(bundle_copy, cuda_graph="on")
+    assert "pycuda cannot record" in raised(lambda: engine.run(pictures(1))).what
+    world = machine("rtx-1.7.1", "cuda-python")
+    world.faults["capture"] = True
+    engine = opened(bundle_copy, cuda_graph="on")
+    error = raised(lambda: engine.run(pictures(1)))
+    assert "cannot be recorded" in error.what and error.next == "--option cuda_graph=off"
+
+
+def test_time_on_the_gpu_is_from_event_to_event(machine: Machine, bundle_copy: Path) -> None:
+    for cuda in ("pycuda", "cuda-python"):
+        world = machine("10.3", cuda)
+        engine = opened(bundle_copy, batch="2")
+        assert engine.gpu_ms(pictures(2), 3) == [1.0, 1.0, 1.0]
+        pattern = ["Event.record", "IExecutionContext.execute_async_v3", "Event.record", "synchronize"]
+        assert world.of(*pattern)[-12:] == pattern * 3
+        engine.close()
+        world.check_empty()
+
+
+def test_the_inspector_is_read(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    engine = opened(bundle_copy)
+    assert any("MatMul" in layer["Name"] for layer in json.loads(engine.layers_json())["Layers"])
+    engine.close()
+    with pytest.raises(IntvitError, match="closed"):
+        engine.layers_json()
+    world.check_empty()
+
+
+# --- the verbs
+
+
+def test_parity_reads_the_integers(machine: Machine, version: str, bundle_copy: Path) -> None:
+    world = machine(version)
+    found = check(Bundle.open(bundle_copy), backend="tensorrt")
+    assert found.ok and {tap.name for tap in found.taps} == set(Spec().linears)
+    world.check_empty()
+
+
+def test_parity_sees_a_fault(machine: Machine, bundle_copy: Path) -> None:
+    machine()
+    wrong = graph(Spec(seed=4))
+    (bundle_copy / "canonical/model.onnx").write_bytes(wrong.SerializeToString())
+    rehash(bundle_copy)
+    assert not check(Bundle.open(bundle_copy), backend="tensorrt").ok
+
+
+def test_the_command_compile(machine: Machine, bundle_copy: Path, capfd: Any) -> None:
+    world = machine("10.16")
+    assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", "--option", "batch=4"]) == 0
+    said = capfd.readouterr()
+    assert "float16 twin" in said.out and "no engine for TensorRT yet" in said.err
+    assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", "--option", "batch=4"]) == 0
+    assert "up to date" in capfd.readouterr().out
+    assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", "--option", "batch=4", "--force"]) == 0
+    assert "(--force)" in capfd.readouterr().err
+    assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", "--option", "batsch=4"]) == 1
+    assert cli.invoke(verb.main, [str(bundle_copy), "--option", "batch=4"]) == 1
+    world.check_empty()
+
+
+def test_the_command_bench(machine: Machine, bundle_copy: Path, capfd: Any, tmp_path: Path) -> None:
+    world, out = machine("11.4"), tmp_path / "bench.json"
+    words = [str(bundle_copy), "--backend", "tensorrt", "--batch", "2", "--seconds", "0", "--json", str(out)]
+    assert cli.invoke(bench.main, words) == 0
+    record = json.loads(out.read_text())
+    assert record["engine"]["options"]["batch"] == record["baseline_engine"]["options"]["batch"] == "2"
+    assert record["baseline"]["precision"] == "float16" and len(record["gpu"]["raw_ms"]) >= 10
+    assert "float16 twin" in capfd.readouterr().out
+    world.check_empty()
+
+
+def test_a_registry_without_its_digest_builds_anew(machine: Machine, bundle_copy: Path) -> None:
+    world = machine()
+    opened(bundle_copy).close()
+    registry = load_registry(bundle_copy)
+    (bundle_copy / "engines/registry.sha256").unlink()
+    world.log.clear()
+    opened(bundle_copy).close()
+    assert "new Builder" in world.log
+    save_registry(bundle_copy, Registry(engines=registry.engines))
+    (record,) = load_registry(bundle_copy).engines
+    assert record.sha256 == sha256_bytes((bundle_copy / record.path).read_bytes())
