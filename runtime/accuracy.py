@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime import cli, machine
-from runtime.backends.base import Images, Logits, backend_class, open_pair
+from runtime.backends.base import Images, Logits, open_pair
 from runtime.bundle import Bundle
 from runtime.dataset import Sample, Unreadable, batches, load_folder
 from runtime.files import atomic_write_json
@@ -140,6 +140,7 @@ def evaluate(
     try:
         rule = bundle.manifest.preprocess
         (mine, baseline), labels, paths, unreadable = predict([engine.run, twin.run], samples, rule, batch=batch)
+        twin_precision = twin.describe().get("float", "float32")
     finally:
         engine.close()
         twin.close()
@@ -157,7 +158,7 @@ def evaluate(
         engine=mine,
         baseline=baseline,
         paths=paths,
-        twin_precision=backend_class(backend).twin_precision,
+        twin_precision=twin_precision,
     )
 
 

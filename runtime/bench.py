@@ -141,8 +141,7 @@ def measure(
     """
     used = threads or machine.available_cores()
     images = tiled(bundle.golden().images, batch)
-    served = backend_class(backend)
-    if "batch" in served.twin_options:
+    if "batch" in backend_class(backend).twin_options:
         options = {"batch": str(batch), **(options or {})}
     engine, twin = open_pair(bundle, backend, threads=used, options=options)
     try:
@@ -160,7 +159,7 @@ def measure(
         "p99_ms": percentile(mine.raw_ms, 0.99),
         "raw_ms": list(mine.raw_ms),
         "baseline": {
-            "precision": served.twin_precision,
+            "precision": about["baseline_engine"].get("float", "float32"),
             "median_ms": baseline.median_ms,
             "p90_ms": percentile(baseline.raw_ms, 0.90),
             "p99_ms": percentile(baseline.raw_ms, 0.99),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from runtime.backends.tensorrt import CompiledRole, compile_engines
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.execution import Execution, execution, warnings
-from runtime.files import sha256_bytes
+from runtime.files import atomic_write_text, sha256_bytes
 from runtime.manifest import Manifest
 from runtime.onnx_wire import read_graph
 from runtime.parity import sqnr_db
@@ -121,7 +122,7 @@ def show_tensorrt(bundle: Bundle, done: Sequence[CompiledRole], console: Console
         table.add_column(column, justify="right" if column == "MB" else "left")
     for one in done:
         reference = golden.logits if one.role == "integer" else golden.float_logits
-        what = "integer" if one.role == "integer" else "float16 twin"
+        what = "integer" if one.role == "integer" else f"{one.precision} twin"
         far = f"{sqnr_db(reference, one.logits):.1f}"
         table.add_row(what, f"{one.record.bytes / 1e6:.1f}", one.reason, far)
         console.print(one.record.path, markup=False, highlight=False, soft_wrap=True)
@@ -207,13 +208,21 @@ def main(
     backend: cli.BackendOption = "ort",
     force: Annotated[bool, typer.Option("--force", help="Compile again even when nothing differs.")] = False,
     option: cli.EngineOption = None,
+    layers: Annotated[
+        Path | None, typer.Option("--layers", metavar="FILE", help="Write TensorRT's account of its layers as JSON.")
+    ] = None,
     debug: cli.DebugOption = False,
 ) -> None:
     """Compile the bundle's integer graph for this machine and say what runs as integer."""
     options, opened = cli.parse_options(option), Bundle.open(bundle)
     if backend == "tensorrt":
-        show_tensorrt(opened, compile_engines(opened, options, force=force), Console())
+        done = compile_engines(opened, options, force=force)
+        show_tensorrt(opened, done, Console())
+        if layers is not None:
+            atomic_write_text(layers, done[0].layers_json)
         return
+    if layers is not None:
+        raise IntvitError("only TensorRT's engines give an account of their layers", where="--layers")
     if options:
         why = f"an engine of {backend} is compiled for the default options"
         raise IntvitError("compile has no options for this backend", where="--option", why=why)

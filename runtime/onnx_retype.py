@@ -2,12 +2,14 @@
 
 A strongly typed network computes in the types its graph names, so the way to a half precision engine is a half
 precision graph: every float constant is rounded (to the nearest, ties to even), every Cast to a float type goes to the
-new one, and one Cast stands after each float32 input and before each float32 output. Integers stay what they are.
+new one, and one Cast stands after each float32 input and before each float32 output, where there is none. Integers stay
+what they are.
 Field numbers are those of onnx.proto3.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +52,11 @@ def retype(model: bytes, precision: str, *, where: str = "") -> bytes:
     """
     elem_type, graph = FLOATS[precision], read_graph(model)
     boundary = {name for name, kind in boundary_types(model).items() if kind == FLOAT}
-    casts_in = [] if elem_type == FLOAT else [name for name in graph.inputs if name in boundary]
-    casts_out = [] if elem_type == FLOAT else [name for name in graph.outputs if name in boundary]
+    casts_in, casts_out = list[str](), list[str]()
+    if elem_type != FLOAT:
+        read_as_is = {name for node in graph.nodes if node.op_type != "Cast" for name in node.inputs}
+        casts_in = [name for name in graph.inputs if name in boundary and name in read_as_is]
+        casts_out = [name for name in graph.outputs if name in boundary and name not in _cast_made(graph)]
     made = {name: f"{name}/in_{precision}" for name in casts_out}
     names = _Names({**{name: f"{name}/{precision}" for name in casts_in}, **made}, made)
     first = [_cast(name, names.read[name], elem_type, name) for name in casts_in]
@@ -64,6 +69,18 @@ def retype(model: bytes, precision: str, *, where: str = "") -> bytes:
         else:
             out.append(copy_field(number, kind, value, payload))
     return b"".join(out)
+
+
+def float_type(graph: Graph) -> str:
+    """What most of a graph's float constants are, by numpy's name: "float32", "float16" or "bfloat16"."""
+    counts = Counter(one.data_type for one in graph.initializers if one.data_type in FLOATS.values())
+    most = max(counts, key=lambda kind: counts[kind], default=FLOAT)
+    return {FLOAT: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}[most]
+
+
+def _cast_made(graph: Graph) -> set[str]:
+    """The graph outputs that a Cast makes."""
+    return {name for name in graph.outputs if name in graph.producer and graph.producer[name].op_type == "Cast"}
 
 
 def _cast(source: str, target: str, elem_type: int, name: str) -> bytes:
@@ -81,7 +98,8 @@ def _graph(data: memoryview, graph: Graph, elem_type: int, names: _Names, where:
             if any(_is_float_tensor(part) for part in node.attributes):
                 why = f"{node.op_type} {node.name!r} holds a float constant in an attribute"
                 raise IntvitError("the graph's float type cannot be changed", where=where, why=why)
-            parts.append(bytes_field(_GRAPH_NODE, _node(payload, node.op_type, elem_type, names)))
+            boundary = FLOAT if any(name in _cast_made(graph) for name in node.outputs) else elem_type
+            parts.append(bytes_field(_GRAPH_NODE, _node(payload, node.op_type, boundary, names)))
         elif field_number == _GRAPH_INITIALIZER and kind == BYTES:
             parts.append(bytes_field(_GRAPH_INITIALIZER, _tensor(payload, elem_type, scales, where)))
         elif field_number != _GRAPH_VALUE_INFO:  # they name the old types; every engine infers its own
@@ -93,7 +111,9 @@ def _node(data: memoryview, op_type: str, elem_type: int, names: _Names) -> byte
     parts = []
     for number, kind, value, payload in fields(data):
         if number == _NODE_INPUT and kind == BYTES:
-            parts.append(text_field(_NODE_INPUT, names.read.get(text(payload), text(payload))))
+            name = text(payload)
+            renamed = names.made if op_type == "Cast" else names.read  # a Cast goes on reading the input itself
+            parts.append(text_field(_NODE_INPUT, renamed.get(name, name)))
         elif number == _NODE_OUTPUT and kind == BYTES:
             parts.append(text_field(_NODE_OUTPUT, names.made.get(text(payload), text(payload))))
         elif number == _NODE_ATTRIBUTE and kind == BYTES and op_type == "Cast":

@@ -52,7 +52,10 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Backend, versions, threads and options as JSON values, for the record."""
+        """Backend, versions, threads and options as JSON values, for the record.
+
+        ``float``: what its float parts compute in, where that is not float32.
+        """
         ...
 
 
@@ -60,11 +63,9 @@ class EngineClass(Protocol):
     """How a backend opens the models of a bundle, and how its integers are read.
 
     Attributes:
-        twin_precision: what the float twin computes in, by numpy's name.
         twin_options: the options that hold for the twin too; the others are of the integer engine alone.
     """
 
-    twin_precision: str
     twin_options: frozenset[str]
 
     def open(

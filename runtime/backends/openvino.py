@@ -166,7 +166,6 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
-    twin_precision = "float32"
     twin_options: frozenset[str] = frozenset()
 
     def __init__(

@@ -153,7 +153,6 @@ class OrtEngine:
     """A graph in an ONNX Runtime session of its own, with its own threads."""
 
     name = "ort"
-    twin_precision = "float32"
     twin_options: frozenset[str] = frozenset()
 
     def __init__(

@@ -24,6 +24,7 @@ from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.nvidia import require_device
 from runtime.onnx_boundary import with_typed_outputs
+from runtime.onnx_retype import float_type
 from runtime.onnx_wire import INT8, read_graph
 from runtime.quantizers import Quantizer, symmetric
 from runtime.registry import EngineRecord
@@ -52,7 +53,6 @@ class TensorRtEngine:
     """
 
     name = "tensorrt"
-    twin_precision = "float16"
     twin_options = frozenset({"library", "batch", "level", "workspace", "device", "cuda", "cuda_graph"})
 
     def __init__(self, bundle: Bundle, place: Place, record: EngineRecord, options: TensorRtOptions) -> None:
@@ -63,7 +63,9 @@ class TensorRtEngine:
         self._names = (bundle.manifest.input_name, bundle.manifest.output_name)
         self._options, self._place = options, place
         self._where = str(bundle.root / record.path)
-        self._source = graph_of(bundle, "twin" if record.inputs["role"] == "twin" else "integer").source
+        role: Role = "twin" if record.inputs["role"] == "twin" else "integer"
+        graph = graph_of(bundle, role, options.precision)
+        self._source, self._float = graph.source, float_type(read_graph(graph_bytes(bundle, graph)))
         data = plan_bytes(bundle, record)
         self._plan = Plan(place.trt, data, place.device, cuda_graph=options.cuda_graph, where=self._where)
         found = tuple([tensor.name for tensor in part] for part in (self._plan.inputs, self._plan.outputs))
@@ -152,6 +154,7 @@ class TensorRtEngine:
             "cuda": f"{device.name} {device.version}",
             "cuda_graph": self._options.cuda_graph,
             "graph": self._source,
+            "float": self._float,
             "compiled": self.record.key,
             "engine_bytes": self.record.bytes,
             "options": {name: self.record.inputs[name] for name in ("precision", "batch", "level", "workspace_mib")},
@@ -210,19 +213,23 @@ class CompiledRole:
         role: "integer" or "twin".
         record: the registered engine.
         reason: why it was built, or "up to date".
+        precision: what its float parts compute in, by numpy's name.
         logits: of the golden images, float32 (N, classes).
+        layers_json: the engine inspector's account of its layers.
     """
 
     role: Role
     record: EngineRecord
     reason: str
+    precision: str
     logits: Logits
+    layers_json: str
 
 
 def compile_engines(
     bundle: Bundle, options: Mapping[str, str] | None = None, *, force: bool = False
 ) -> list[CompiledRole]:
-    """Make sure the bundle holds both engines for this device, the integer one and its float16 twin.
+    """Make sure the bundle holds both engines for this device, the integer one and its float twin.
 
     Both are run on the golden images; one that does not give finite logits is an error.
 
@@ -237,14 +244,14 @@ def compile_engines(
             made, reason = ensure(bundle, place, role, chosen, force=force, say=say)
             engine = TensorRtEngine(bundle, place, made, chosen)
             try:
-                logits = engine.run(bundle.golden().images)
+                logits, layers = engine.run(bundle.golden().images), engine.layers_json()
             finally:
                 engine._plan.close()
             if not np.isfinite(logits).all():
                 why = "a value beyond 65504 becomes infinite in float16"
                 hint = "--option precision=bf16, or fp32"
                 raise IntvitError("the engine gives no finite logits", where=made.path, why=why, next=hint)
-            done.append(CompiledRole(role, made, reason, logits))
+            done.append(CompiledRole(role, made, reason, engine.describe()["float"], logits, layers))
         return done
     finally:
         place.device.close()

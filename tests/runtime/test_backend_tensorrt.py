@@ -22,11 +22,16 @@ import pytest
 from runtime import bench, cli
 from runtime import compile as verb
 from runtime.backends.base import open_engine, open_pair
+from runtime.backends.gpu.device import open_device
 from runtime.backends.tensorrt import TensorRtEngine, compile_engines
+from runtime.backends.trt.engines import Place, graph_bytes, graph_of, inputs_of
+from runtime.backends.trt.options import TensorRtOptions
 from runtime.bundle import Bundle, entry_for, write_manifest
 from runtime.errors import IntvitError
 from runtime.files import sha256_bytes
 from runtime.manifest import Manifest
+from runtime.onnx_retype import float_type, retype
+from runtime.onnx_wire import read_graph
 from runtime.parity import check
 from runtime.registry import Registry, load_registry, save_registry
 from tests.runtime.fakes.machine import GPU, install
@@ -96,13 +101,13 @@ def test_logits_are_those_of_the_graph(machine: Machine, version: str, cuda: str
     world.check_empty()
 
 
-def test_the_twin_is_the_float_network_in_float16(machine: Machine, version: str, bundle_copy: Path) -> None:
-    world, images = machine(version), pictures()
+def test_the_twin_is_the_float_network_in_float16(machine: Machine, bundle_copy: Path) -> None:
+    world, images = machine(), pictures()
     engine, twin = open_pair(Bundle.open(bundle_copy), "tensorrt", options={"batch": "2", "precision": "fp32"})
     wanted, _ = reference(Spec(), images, quantize=False)
     far = np.abs(twin.run(images) - wanted).max()
     assert 1e-6 < far < 5e-3 * np.abs(wanted).max()
-    assert twin.describe()["options"]["precision"] == "fp16"
+    assert twin.describe()["options"]["precision"] == "fp16" and twin.describe()["float"] == "float16"
     assert twin.describe()["options"]["batch"] == engine.describe()["options"]["batch"] == "2"
     engine.close()
     twin.close()
@@ -157,8 +162,8 @@ def test_precision_and_shapes_are_in_the_graph_not_in_flags(machine: Machine, ve
     assert asked["IOptimizationProfile.set_shape"] == ("images", (1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))
 
 
-def test_a_range_of_batches(machine: Machine, version: str, bundle_copy: Path) -> None:
-    world, images = machine(version), pictures(9)
+def test_a_range_of_batches(machine: Machine, bundle_copy: Path) -> None:
+    world, images = machine(), pictures(9)
     engine = opened(bundle_copy, batch="2:2:4")
     wanted, _ = reference(Spec(), images)
     for count in (1, 2, 3, 4, 9):
@@ -169,8 +174,8 @@ def test_a_range_of_batches(machine: Machine, version: str, bundle_copy: Path) -
     world.check_empty()
 
 
-def test_an_engine_is_built_once(machine: Machine, version: str, bundle_copy: Path, capfd: Any) -> None:
-    world = machine(version)
+def test_an_engine_is_built_once(machine: Machine, bundle_copy: Path, capfd: Any) -> None:
+    world = machine()
     opened(bundle_copy).close()
     assert "building the integer engine (no engine for TensorRT yet)" in capfd.readouterr().err
     world.log.clear()
@@ -251,6 +256,21 @@ def test_the_graph_for_tensorrt_is_preferred(machine: Machine, bundle_copy: Path
     assert engine.describe()["graph"] == "tensorrt"
     wanted, _ = reference(Spec(seed=3), pictures(2))
     np.testing.assert_allclose(engine.run(pictures(2)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_twin_for_tensorrt_is_taken_as_it_stands(machine: Machine, bundle_copy: Path) -> None:
+    machine()
+    (bundle_copy / "tensorrt").mkdir()
+    twin = retype(graph(Spec(), quantize=False).SerializeToString(), "bf16")
+    (bundle_copy / "tensorrt/float.onnx").write_bytes(twin)
+    manifest = Manifest.model_validate_json((bundle_copy / "manifest.json").read_bytes())
+    files = [*manifest.files, entry_for(bundle_copy, "tensorrt/float.onnx", "float_twin", "tensorrt")]
+    write_manifest(bundle_copy, manifest.model_copy(update={"files": files}))
+    place = Place(sys.modules["tensorrt"], GPU, open_device(0))
+    made = graph_of(Bundle.open(bundle_copy), "twin")
+    assert (made.source, made.precision) == ("tensorrt", "graph")
+    assert float_type(read_graph(graph_bytes(Bundle.open(bundle_copy), made))) == "bfloat16"
+    assert inputs_of(place, made, "twin", TensorRtOptions())["precision"] == "graph"
 
 
 def test_a_bundle_without_any_graph_for_it(machine: Machine, bundle_copy: Path) -> None:
@@ -375,8 +395,8 @@ def test_a_plan_that_is_refused(machine: Machine, version: str, bundle_copy: Pat
     world.check_empty()
 
 
-def test_a_plan_whose_bytes_were_changed_is_never_loaded(machine: Machine, version: str, bundle_copy: Path) -> None:
-    world = machine(version)
+def test_a_plan_whose_bytes_were_changed_is_never_loaded(machine: Machine, bundle_copy: Path) -> None:
+    world = machine()
     opened(bundle_copy).close()
     bundle = Bundle.open(bundle_copy)
     (path,) = (bundle_copy / "engines").glob("tensorrt-*/model.plan")
@@ -579,6 +599,15 @@ def test_parity_reads_the_integers(machine: Machine, version: str, bundle_copy: 
     world.check_empty()
 
 
+def test_parity_of_a_half_precision_graph_has_its_own_limits(machine: Machine, bundle_copy: Path) -> None:
+    machine()
+    path = bundle_copy / "canonical/model.onnx"
+    path.write_bytes(retype(path.read_bytes(), "fp16"))
+    rehash(bundle_copy)
+    found = check(Bundle.open(bundle_copy), backend="tensorrt")
+    assert found.ok and 50 < found.logits_sqnr_db < 90, found.logits_sqnr_db
+
+
 def test_parity_sees_a_fault(machine: Machine, bundle_copy: Path) -> None:
     machine()
     wrong = graph(Spec(seed=4))
@@ -594,8 +623,10 @@ def test_the_command_compile(machine: Machine, bundle_copy: Path, capfd: Any) ->
     assert "float16 twin" in said.out and "no engine for TensorRT yet" in said.err
     assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", "--option", "batch=4"]) == 0
     assert "up to date" in capfd.readouterr().out
-    assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", "--option", "batch=4", "--force"]) == 0
+    words = ["--option", "batch=4", "--force", "--layers", str(bundle_copy / "layers.json")]
+    assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", *words]) == 0
     assert "(--force)" in capfd.readouterr().err
+    assert json.loads((bundle_copy / "layers.json").read_text())["Layers"]
     assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", "--option", "batsch=4"]) == 1
     assert cli.invoke(verb.main, [str(bundle_copy), "--option", "batch=4"]) == 1
     world.check_empty()

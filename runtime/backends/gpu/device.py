@@ -39,11 +39,13 @@ class Device(Protocol):
 
     Attributes:
         name: the library's, a key of :data:`LIBRARIES`.
+        index: number of the GPU.
         version: of the library.
         captures: whether :meth:`capture` works.
     """
 
     name: str
+    index: int
     version: str
     captures: bool
 

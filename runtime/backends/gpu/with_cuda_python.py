@@ -25,7 +25,7 @@ class CudaPythonDevice:
         from cuda.bindings import runtime
 
         self._cuda: Any = runtime
-        self._index = index
+        self.index = index
         self.version = version_of("cuda-bindings")
         self._buffers: set[int] = set()
         self._pages: set[int] = set()
@@ -52,7 +52,7 @@ class CudaPythonDevice:
         """See :meth:`runtime.backends.gpu.device.Device.current`."""
         if self._closed:
             raise closed()
-        self._done("cudaSetDevice", self._cuda.cudaSetDevice(self._index))
+        self._done("cudaSetDevice", self._cuda.cudaSetDevice(self.index))
         yield
 
     def _memory(self, what: str, nbytes: int, returned: tuple[Any, ...]) -> int:

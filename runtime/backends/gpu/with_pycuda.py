@@ -30,7 +30,7 @@ class PycudaDevice:
         import pycuda.driver as cuda
 
         self._cuda: Any = cuda
-        self.version = version_of("pycuda")
+        self.index, self.version = index, version_of("pycuda")
         try:
             cuda.init()
             self._context: Any = cuda.Device(index).retain_primary_context()

@@ -57,12 +57,15 @@ def graph_of(bundle: Bundle, role: Role, precision: Precision = "graph") -> Grap
     """The graph an engine is built from.
 
     The integer one is the bundle's graph for tensorrt, or the canonical graph where the bundle was built without that
-    target: TensorRT takes it as well, with its float parts in float32. The twin is the float32 network in float16.
+    target: TensorRT takes it as well, with its float parts in float32. The twin is the bundle's float network for
+    tensorrt as it stands, which has the integer graph's compute type, or else the float32 network put into float16.
 
     Raises:
         IntvitError: the bundle has none of them.
     """
     if role == "twin":
+        if any(entry.role == "float_twin" and entry.target == BACKEND for entry in bundle.manifest.files):
+            return Graph(bundle.entry("float_twin", BACKEND), "graph")
         return Graph(bundle.entry("float_twin"), TWIN_PRECISION)
     if any(entry.role == "graph" and entry.target == BACKEND for entry in bundle.manifest.files):
         return Graph(bundle.entry("graph", BACKEND), precision)

@@ -279,6 +279,9 @@ class Plan:
             why = f"{last.name!r} has shape {made.shape}, the engine writes {shape}"
             raise IntvitError("wrong output array for the engine", where=self.where, why=why)
         for name, memory in ((first.name, given), (last.name, made)):
+            if memory.device not in (-1, self.device.index):
+                why = f"{name!r} lies on GPU {memory.device}, the engine on {self.device.index}"
+                raise IntvitError("TensorRT cannot use the array", where=self.where, why=why)
             if memory.address % _ALIGNMENT:
                 hint = "pass a fresh copy of the array, e.g. `tensor.clone()`"
                 why = f"{name!r} begins at an address that is no multiple of {_ALIGNMENT}"
