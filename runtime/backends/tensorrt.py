@@ -50,9 +50,15 @@ class TensorRtEngine:
     """An engine of a bundle, or its float16 twin, loaded on a GPU. Safe to use from several threads.
 
     A call of more images than the engine's batch is run in parts; a smaller part is filled up with zeros.
+
+    Attributes:
+        twin_precision: what the twin computes in, unless the bundle has one of its own for tensorrt; then
+            :meth:`describe` says it.
+        twin_options: the options that hold for the twin too.
     """
 
     name = "tensorrt"
+    twin_precision = "float16"
     twin_options = frozenset({"library", "batch", "level", "workspace", "device", "cuda", "cuda_graph"})
 
     def __init__(self, bundle: Bundle, place: Place, record: EngineRecord, options: TensorRtOptions) -> None:

@@ -638,8 +638,8 @@ def test_the_command_bench(machine: Machine, bundle_copy: Path, capfd: Any, tmp_
     assert cli.invoke(bench.main, words) == 0
     record = json.loads(out.read_text())
     assert record["engine"]["options"]["batch"] == record["baseline_engine"]["options"]["batch"] == "2"
-    assert record["baseline"]["precision"] == "float16" and len(record["gpu"]["raw_ms"]) >= 10
-    assert "float16 twin" in capfd.readouterr().out
+    assert record["baseline"]["precision"] == "float16" and len(record["raw_ms"]) >= 10
+    assert world.log.count("Event.record") >= 40 and capfd.readouterr().out
     world.check_empty()
 
 

@@ -62,8 +62,11 @@ def layer_of(node: str, layers: Sequence[Layer]) -> str:
 
 def node_in(said: str, graph: Graph) -> str:
     """The node of ``graph`` that a text of TensorRT names first, the longest name where several start there."""
-    names = [node.name for node in graph.nodes if node.name and node.name in said]
-    return min(names, key=lambda name: (said.find(name), -len(name)), default="")
+    found = []
+    for node in graph.nodes:
+        match = re.search(rf"(?<![\w/]){re.escape(node.name)}(?![\w/])", said) if node.name else None
+        found += [(match.start(), -len(node.name), node.name)] if match else []
+    return min(found)[2] if found else ""
 
 
 def place(node: str, op_type: str, layers: Sequence[Layer], where: str) -> str:
