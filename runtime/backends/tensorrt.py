@@ -6,6 +6,7 @@ twin is the float network in float16, because that is what an integer engine has
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from runtime.backends.base import Images, Logits, check_images, check_logits
-from runtime.backends.gpu.device import open_device
+from runtime.backends.gpu.device import Device, open_device
 from runtime.backends.trt.build import Recipe, build_plan
 from runtime.backends.trt.engines import Place, Role, ensure, graph_bytes, graph_of, plan_bytes
 from runtime.backends.trt.library import library, module_name
@@ -44,6 +45,11 @@ def open_place(options: TensorRtOptions) -> Place:
     gpu = require_device(options.device)
     trt = library(options.library)
     return Place(trt, gpu, open_device(options.device, options.cuda, capture=options.cuda_graph))
+
+
+def _release(plan: Plan, device: Device) -> None:
+    plan.close()
+    device.close()
 
 
 class TensorRtEngine:
@@ -79,6 +85,7 @@ class TensorRtEngine:
             self._plan.close()
             why = f"inputs {found[0]}, outputs {found[1]}; expected {self._names[0]!r} and {self._names[1]!r}"
             raise IntvitError("the plan has other inputs or outputs", where=self._where, why=why)
+        self._release = weakref.finalize(self, _release, self._plan, place.device)
 
     @classmethod
     def open(
@@ -96,11 +103,21 @@ class TensorRtEngine:
             IntvitError: no driver, TensorRT or library for GPU memory; the graph does not build; an option is unknown
                 (see :class:`runtime.backends.trt.options.TensorRtOptions`).
         """
-        chosen = TensorRtOptions.parse(options or {})
-        place = open_place(chosen)
+        return cls.built(bundle, "twin" if twin else "integer", TensorRtOptions.parse(options or {}))[0]
+
+    @classmethod
+    def built(
+        cls, bundle: Bundle, role: Role, options: TensorRtOptions, *, force: bool = False
+    ) -> tuple[TensorRtEngine, str]:
+        """The engine of that role, and why it was built, or "up to date".
+
+        Raises:
+            IntvitError: as :meth:`open`.
+        """
+        place = open_place(options)
         try:
-            record, _ = ensure(bundle, place, "twin" if twin else "integer", chosen, say=say)
-            return cls(bundle, place, record, chosen)
+            record, reason = ensure(bundle, place, role, options, force=force, say=say)
+            return cls(bundle, place, record, options), reason
         except BaseException:
             place.device.close()
             raise
@@ -145,9 +162,10 @@ class TensorRtEngine:
         return self._plan.layers_json()
 
     def close(self) -> None:
-        """See :meth:`runtime.backends.base.Engine.close`; waits for runs under way."""
-        self._plan.close()
-        self._place.device.close()
+        """See :meth:`runtime.backends.base.Engine.close`; waits for runs under way. An engine that is forgotten is
+        closed with its last reference, or at the process's end before CUDA is gone.
+        """
+        self._release()
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`runtime.backends.base.Engine.describe`."""
@@ -242,22 +260,17 @@ def compile_engines(
     Raises:
         IntvitError: as :meth:`TensorRtEngine.open`, or an engine gives no finite logits.
     """
-    chosen = TensorRtOptions.parse(options or {})
-    place, done = open_place(chosen), list[CompiledRole]()
-    try:
-        roles: tuple[Role, ...] = ("integer", "twin")
-        for role in roles:
-            made, reason = ensure(bundle, place, role, chosen, force=force, say=say)
-            engine = TensorRtEngine(bundle, place, made, chosen)
-            try:
-                logits, layers = engine.run(bundle.golden().images), engine.layers_json()
-            finally:
-                engine._plan.close()
-            if not np.isfinite(logits).all():
-                why = "a value beyond 65504 becomes infinite in float16"
-                hint = "--option precision=bf16, or fp32"
-                raise IntvitError("the engine gives no finite logits", where=made.path, why=why, next=hint)
-            done.append(CompiledRole(role, made, reason, engine.describe()["float"], logits, layers))
-        return done
-    finally:
-        place.device.close()
+    chosen, done = TensorRtOptions.parse(options or {}), list[CompiledRole]()
+    roles: tuple[Role, ...] = ("integer", "twin")
+    for role in roles:
+        engine, reason = TensorRtEngine.built(bundle, role, chosen, force=force)
+        try:
+            logits, layers = engine.run(bundle.golden().images), engine.layers_json()
+        finally:
+            engine.close()
+        if not np.isfinite(logits).all():
+            why = "a value beyond 65504 becomes infinite in float16"
+            hint = "--option precision=bf16, or fp32"
+            raise IntvitError("the engine gives no finite logits", where=engine.record.path, why=why, next=hint)
+        done.append(CompiledRole(role, engine.record, reason, engine.describe()["float"], logits, layers))
+    return done

@@ -20,7 +20,7 @@ COMMON = frozenset(
             "name names shape dtype flags value values code index line file func desc log reset update combine query",
             "clear serialize nbytes engine version device stream data type size axis axes keys items parse num dims",
             "append remove insert pop release allocate builder logger free set min max scale bias op error count",
-            "precision",
+            "precision start end",
         )
     ).split()
 )

@@ -114,6 +114,14 @@ def test_the_twin_is_the_float_network_in_float16(machine: Machine, bundle_copy:
     world.check_empty()
 
 
+def test_a_forgotten_engine_is_closed(machine: Machine, bundle_copy: Path) -> None:
+    world = machine()
+    engine = opened(bundle_copy)
+    engine.run(pictures(1))
+    del engine
+    world.check_empty()
+
+
 BUILD = (
     "new ILogger",
     "new Builder",

@@ -73,7 +73,11 @@ def foreign(array: Any, stream: int, *, what: str) -> Foreign:
         kind, number = (int(part) for part in array.__dlpack_device__())
         if kind not in _CUDA_DEVICES:
             raise _refused(what, f"it lies on device type {kind}, not on an NVIDIA GPU")
-        return _from_dlpack(array.__dlpack__(stream=stream), number, what)
+        try:
+            capsule = array.__dlpack__(stream=stream)
+        except Exception as error:  # torch: a tensor that requires a gradient
+            raise _refused(what, str(error)) from error
+        return _from_dlpack(capsule, number, what)
     if hasattr(array, "__cuda_array_interface__"):
         return _from_interface(array, what)
     raise _refused(what, f"{type(array).__name__} has neither __dlpack__ nor __cuda_array_interface__")
