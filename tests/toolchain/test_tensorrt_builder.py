@@ -21,10 +21,10 @@ def test_plans_of_vit_digits() -> None:
     twin = retype(serialized(float_graph(module, spec)), "fp16")
     assert float_type(read_graph(twin)) == "float16"
     sizes = {}
-    for name, model in (("integer", integer), ("half", retype(integer, "fp16")), ("twin", twin)):
-        for batch in ("1", "1:2:4"):
-            shapes = {"images": batch_shapes(spec.input_size, Batch.parse(batch))}
-            built = build_plan(trt, model, Recipe(shapes, workspace_bytes=1 << 28, target_sm="8.6"), where=name)
-            assert built.warnings == () and built.plan[:4] != b""
-            sizes[name, batch] = len(built.plan)
+    half = retype(integer, "fp16")
+    for name, model, batch in (("integer", integer, "1"), ("half", half, "1:2:4"), ("twin", twin, "1")):
+        shapes = {"images": batch_shapes(spec.input_size, Batch.parse(batch))}
+        built = build_plan(trt, model, Recipe(shapes, workspace_bytes=1 << 28, target_sm="8.6"), where=name)
+        assert built.warnings == ()
+        sizes[name] = len(built.plan)
     assert min(sizes.values()) > 1 << 20
