@@ -45,6 +45,8 @@ TOLERANCE = 1e-4  # float32 sums in another order differ by 1e-6 of the largest 
 ENOUGH_FREE_DB = 35.0
 FREE_MARGIN_DB = 4.0  # two runs with independent noise of the same power are 3 dB further apart than either from float
 _IDENTICAL_DB = 200.0
+# What aligned logits need, by what the float parts compute in; bfloat16's are shown and not judged.
+LOGITS_SQNR_DB = {"float32": MIN_LOGITS_SQNR_DB, "float16": MIN_HALF_LOGITS_SQNR_DB, "bfloat16": -_IDENTICAL_DB}
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _failures(
     so there the taps are shown and not judged, and bfloat16's aligned logits neither.
     """
     lines = []
-    needed = {"float32": MIN_LOGITS_SQNR_DB, "float16": MIN_HALF_LOGITS_SQNR_DB, "bfloat16": -_IDENTICAL_DB}[precision]
+    needed = LOGITS_SQNR_DB[precision]
     for index, tap in enumerate(taps if precision == "float32" else ()):
         if index == 0 and (worst := max(tap.max_lsb, tap.free_max_lsb)) > 0:
             lines.append(f"the first tap {tap.name!r} differs by {worst} LSB; it must be exact")

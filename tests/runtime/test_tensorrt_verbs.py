@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from runtime import bench, cli
 from runtime import compile as verb
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, entry_for, write_manifest
 from runtime.files import sha256_bytes
+from runtime.ladder import climb
+from runtime.manifest import Manifest
 from runtime.onnx_retype import retype
 from runtime.parity import check
 from runtime.registry import Registry, load_registry, save_registry
@@ -39,6 +43,24 @@ def test_parity_sees_a_fault(machine: Machine, bundle_copy: Path) -> None:
     (bundle_copy / "canonical/model.onnx").write_bytes(wrong.SerializeToString())
     rehash(bundle_copy)
     assert not check(Bundle.open(bundle_copy), backend="tensorrt").ok
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_ladder_reaches_the_engine(machine: Machine, bundle_copy: Path, precision: str) -> None:
+    """In float32 by the general limits; in float16 the taps are shown and the logits judged."""
+    machine()
+    (bundle_copy / "tensorrt").mkdir()
+    stored = retype((bundle_copy / "canonical/model.onnx").read_bytes(), precision)
+    (bundle_copy / "tensorrt/model.onnx").write_bytes(stored)
+    manifest = Manifest.model_validate_json((bundle_copy / "manifest.json").read_bytes())
+    files = [*manifest.files, entry_for(bundle_copy, "tensorrt/model.onnx", "graph", "tensorrt")]
+    write_manifest(bundle_copy, manifest.model_copy(update={"files": files}))
+    found = climb(Bundle.open(bundle_copy), backend="tensorrt", threads=1)
+    assert [step.rung for step in found.steps] == ["float", "fake-quant", "canonical", "dialect", "engine"]
+    assert found.ok, found.verdict
+    names = {"fp32": "float32", "fp16": "float16"}
+    assert [step.precision for step in found.steps[2:]] == ["float32", names[precision], names[precision]]
+    assert found.steps[3].exact is (precision == "fp32")
 
 
 def test_the_command_compile(machine: Machine, bundle_copy: Path, capfd: Any) -> None:
