@@ -41,11 +41,15 @@ def members() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Use:
-    """An attribute in a source: ``name`` is ``Class.member``, or ``?.member`` where the object's class is not told."""
+    """An attribute in a source: ``name`` is ``Class.member``, or ``?.member`` where the object's class is not told.
+
+    ``versions`` are those that the source is for.
+    """
 
     where: str
     name: str
     guards: frozenset[str]
+    versions: tuple[str, ...] = VERSIONS
 
 
 @dataclass
@@ -56,6 +60,7 @@ class _Reader(ast.NodeVisitor):
     uses: list[Use] = field(default_factory=list)
     scopes: list[dict[str, str]] = field(default_factory=lambda: [{}])
     guards: list[str] = field(default_factory=list)
+    versions: tuple[str, ...] = VERSIONS
 
     def kind(self, node: ast.expr) -> str:
         """What an expression is: a class of TensorRT, "TensorRT" for the module, "=Path" for a name in it, or ""."""
@@ -83,7 +88,7 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if name := self.full(node):
-            self.uses.append(Use(f"{self.where}:{node.lineno}", name, frozenset(self.guards)))
+            self.uses.append(Use(f"{self.where}:{node.lineno}", name, frozenset(self.guards), self.versions))
         self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
@@ -166,29 +171,42 @@ def _annotated_attributes(tree: ast.AST, types: set[str]) -> Iterator[tuple[str,
                         yield one.target.id, one.annotation.id
 
 
+def _versions(tree: ast.AST) -> tuple[str, ...]:
+    """What a source is for: with TensorRT's classes to annotate with, all; else those of the module it imports."""
+    if _types(tree):
+        return VERSIONS
+    imported = {one.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
+    rtx = tuple(version for version in VERSIONS if version.startswith("rtx"))
+    full = tuple(version for version in VERSIONS if version not in rtx)
+    return (full if "tensorrt" in imported else ()) + (rtx if "tensorrt_rtx" in imported else ()) or VERSIONS
+
+
 def uses(sources: dict[str, str]) -> list[Use]:
-    """Every use of TensorRT in the sources (text by file name)."""
+    """Every use of TensorRT in the sources (text by file name). Only a source that annotates tells objects' classes."""
     trees = {where: ast.parse(text) for where, text in sources.items()}
     attributes: dict[str, str] = {}
     for tree in trees.values():
         attributes |= dict(_annotated_attributes(tree, _types(tree)))
     found = []
     for where, tree in trees.items():
-        reader = _Reader(where, attributes, _types(tree))
+        reader = _Reader(where, attributes, _types(tree), versions=_versions(tree))
         reader.visit(tree)
-        found += reader.uses
+        found += [use for use in reader.uses if _types(tree) or not use.name.startswith("?.")]
     return found
 
 
 def problems(sources: dict[str, str]) -> list[str]:
-    """What is wrong: a name that a version lacks and no ``hasattr`` guards, or an object whose class is not told."""
+    """What is wrong: a name that a version lacks and no ``hasattr`` guards, or an object whose class is not told.
+
+    A source that imports only ``tensorrt_rtx``, or only ``tensorrt``, is held against that one's versions.
+    """
     wrong = []
     for use in uses(sources):
         if use.name.startswith("?."):
             wrong.append(f"{use.where}: {use.name[2:]} of an object whose class is not told")
             continue
-        lacking = [version for version in VERSIONS if use.name not in names(version)]
-        if len(lacking) == len(VERSIONS):
+        lacking = [version for version in use.versions if use.name not in names(version)]
+        if not any(use.name in names(version) for version in VERSIONS):
             wrong.append(f"{use.where}: no version has {use.name}")
         elif lacking and use.name not in use.guards:
             wrong.append(f"{use.where}: {', '.join(lacking)} without {use.name}")

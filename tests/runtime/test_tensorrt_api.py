@@ -112,7 +112,12 @@ def f(trt: TensorRT, builder: Builder):
 
 def test_direct_imports_are_read_too() -> None:
     (line,) = problems({"planted.py": "import tensorrt as t\nt.BuilderFlag.FP16\n"})
-    assert "BuilderFlag.FP16" in line
+    assert "11.0, 11.4 without BuilderFlag.FP16" in line
+    assert problems({"planted.py": "import tensorrt_rtx as t\nt.ComputeCapability.SM86\n"}) == []
+    (line,) = problems({"planted.py": "import tensorrt_rtx as t\nt.BuilderFlag.FP16\n"})
+    assert "rtx-1.7.1 without" in line
+    both = "import tensorrt\nimport tensorrt_rtx\ntensorrt.ComputeCapability.SM86\n"
+    assert "10.3, 10.13, 10.16, 11.0, 11.4 without" in problems({"planted.py": both})[0]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="pip install 'intvit[rtx]'")
