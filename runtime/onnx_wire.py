@@ -276,7 +276,8 @@ def with_extra_outputs(model: bytes, names: Collection[str]) -> bytes:
     return _rewrite(model, None, b"".join(bytes_field(_GRAPH_OUTPUT, text_field(1, name)) for name in new))
 
 
-def _typed_input(name: str, elem_type: int, dims: Sequence[int | str]) -> bytes:
+def typed_input(name: str, elem_type: int, dims: Sequence[int | str]) -> bytes:
+    """The graph's field for an input of that name, TensorProto element type and shape; a text dim is symbolic."""
     shape = b"".join(
         bytes_field(1, text_field(2, dim) if isinstance(dim, str) else number_field(1, dim)) for dim in dims
     )
@@ -302,4 +303,4 @@ def cut(model: bytes, tensors: Mapping[str, CutTo]) -> bytes:
             parts.append(text_field(_NODE_INPUT, target[0]) if target else copy_field(number, kind, value, payload))
         return b"".join(parts)
 
-    return _rewrite(model, rewired, b"".join(_typed_input(*target) for target in tensors.values()))
+    return _rewrite(model, rewired, b"".join(typed_input(*target) for target in tensors.values()))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from runtime.errors import IntvitError
 from runtime.manifest import Tap
-from runtime.onnx_wire import UINT8, Graph, Node
+from runtime.onnx_wire import INT8, UINT8, Graph, Node
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # Integer products: for each operand, which input holds its integers and which its zero point.
@@ -151,3 +151,18 @@ def locate(taps: Sequence[Tap], plain: Graph, executed: Graph, *, where: str) ->
             raise IntvitError(f"cannot read the integers of tap {tap.name!r}", where=where, why=why)
         found.append(Quantizer(tap, place.tensor, constant.data_type, zero_point - tap.zero_point))
     return found
+
+
+def symmetric(taps: Sequence[Tap], graph: Graph, *, where: str) -> list[Quantizer]:
+    """The taps in a graph that runs as it is stored: each its own int8 QuantizeLinear, zero point 0.
+
+    Raises:
+        IntvitError: a tap is not in the graph, or is no such quantizer.
+    """
+    for tap in taps:
+        node = graph.producer.get(tap.tensor)
+        zero = graph.constant.get(node.inputs[2]) if node is not None and len(node.inputs) > 2 else None
+        if node is None or node.op_type != _QUANTIZE or zero is None or zero.data_type != INT8 or zero.scalar():
+            why = f"no QuantizeLinear with an int8 zero point of 0 makes {tap.tensor!r}"
+            raise IntvitError("a tap is not in the graph", where=where, why=why, next="build the bundle again")
+    return [Quantizer(tap, tap.tensor, INT8, 0) for tap in taps]

@@ -171,6 +171,7 @@ class OrtEngine:
     """A graph in an ONNX Runtime session of its own, with its own threads."""
 
     name = "ort"
+    twin_options: frozenset[str] = frozenset()
 
     def __init__(
         self,

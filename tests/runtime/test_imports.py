@@ -66,7 +66,7 @@ def test_runtime_imports_only_what_a_device_has() -> None:
     allowed = ALLOWED | set(sys.stdlib_module_names)
     files = [path for path in (ROOT / "runtime").rglob("*.py")]
     assert len(files) > 20
-    backend_own = {"tensorrt", "pycuda", "cuda", "openvino", "pynvml"}
+    backend_own = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda", "openvino", "pynvml"}
     wrong = {str(path): _imports(path) - allowed - backend_own for path in files}
     assert {path: names for path, names in wrong.items() if names} == {}
 
