@@ -1,8 +1,8 @@
 """Weight scales below FP16's normal range borrow a power of two from the activation they meet.
 
-A product's scale is s_x s_w, channel by channel. 2^-14 is the smallest FP16 with all 11 bits; a channel of small weights
-has a scale below it, which would lose bits or become 0. ``Q(s_x) -> DQ(s_x 2^-k)`` and ``DQ(w, s_w 2^k)`` give the
-same product with the same integers, exactly.
+A product's scale is s_x s_w, channel by channel. 2^-14 is the smallest FP16 with all its 11 bits (IEEE 754 binary16); a
+channel of small weights has a scale below it, which would lose bits or become 0. ``Q(s_x) -> DQ(s_x 2^-k)`` and
+``DQ(w, s_w 2^k)`` give the same product with the same integers, exactly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """INT4 weights of float products in blocks, the only form in which TensorRT keeps them 4-bit.
 
-TensorRT documents INT4 as weight-only, with blocks along the axis that is summed over (research: blocks of 16 to 128 are
-stored two a byte; one scale a channel may be expanded to floats). Every block gets its channel's scale: the same numbers.
+TensorRT documents INT4 as weight-only, in blocks along the summed axis. TensorRT-RTX 1.7.1 stores blocks of 16 to 128
+two a byte, and expands some weights with one scale a channel to floats. Every block gets its channel's scale, so the
+numbers stay.
 """
 
 from __future__ import annotations

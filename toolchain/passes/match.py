@@ -43,7 +43,7 @@ def drop(graph: ir.Graph, node: ir.Node) -> None:
 
 @dataclass(frozen=True)
 class Linear:
-    """A MatMul with stored weights [K, N]: the DequantizeLinear of the weights, and of the activation where it has one."""
+    """A MatMul with stored weights [K, N], their DequantizeLinear, and that of the activation where it has one."""
 
     matmul: ir.Node
     weight: ir.Node
