@@ -1,11 +1,13 @@
 """``python -m toolchain.inspect BUNDLE``: what really runs as integer, read back from the engine.
 
-ONNX Runtime: from the graph its optimizer leaves. OpenVINO: from its runtime model and profile.
+ONNX Runtime: from the graph its optimizer leaves. OpenVINO: from its runtime model and profile. TensorRT: from its
+engine inspector's JSON, given as a file, so that the engine may lie on another machine.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Literal
 
 from rich.console import Console
@@ -16,11 +18,12 @@ from runtime import cli
 from runtime.backends.base import backend_class
 from runtime.backends.ort import optimized_bytes
 from runtime.bundle import Bundle
+from runtime.errors import IntvitError
 from runtime.execution import INTEGER_KERNELS, execution, warnings
 from runtime.files import atomic_write_json
 from runtime.manifest import Layer
 from runtime.onnx_wire import INT8, UINT8, Graph, Node, read_graph
-from toolchain import inspect_openvino
+from toolchain import inspect_openvino, inspect_tensorrt
 from toolchain import profile as profiling
 from toolchain.inspection import Inspection, LayerRow
 
@@ -31,8 +34,15 @@ def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) ->
     """Find every layer of the bundle in what ``backend`` executes on this machine, OpenVINO's with their times.
 
     Raises:
-        IntvitError: the backend is unknown or not installed, or its graph does not load.
+        IntvitError: the backend is unknown or not installed, its graph does not load, or it is TensorRT, whose engines
+            :func:`toolchain.inspect_tensorrt.inspect` reads.
     """
+    if backend == "tensorrt":
+        raise IntvitError(
+            "TensorRT's layers are read from its engine inspector",
+            where="--backend tensorrt",
+            next="give --engine-json FILE, as `trtexec --exportLayerInfo=FILE --profilingVerbosity=detailed` writes it",
+        )
     backend_class(backend)
     return inspect_openvino.inspect(bundle, threads) if backend == "openvino" else _inspect_ort(bundle)
 
@@ -106,8 +116,18 @@ def _show(found: Inspection, backend: str, console: Console) -> None:
     share = 100 * found.integer_mac_fraction
     kernels = dict(Counter(row.executed_as for row in found.layers if row.integer))
     console.print(f"{share:.1f} % of the MACs of these layers run on integer kernels: {kernels or 'none'}")
+    for line in found.notes:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in found.warnings:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise IntvitError("cannot read the engine's layers", where=str(path), why=why) from error
 
 
 def main(
@@ -119,11 +139,19 @@ def main(
     ] = False,
     batch: Annotated[int, Option("--batch", min=1, help="Images a profiled run.")] = 1,
     threads: cli.ThreadsOption = None,
+    engine_json: Annotated[
+        Path | None,
+        Option("--engine-json", metavar="FILE", help="What TensorRT's engine inspector said, 10.x or 11.x."),
+    ] = None,
     debug: cli.DebugOption = False,
 ) -> None:
     """Show, layer by layer, how weights are stored and which kernel runs, read back from the engine."""
     opened = Bundle.open(bundle)
-    found = inspect(opened, backend, threads)
+    if engine_json is not None:
+        backend = "tensorrt"
+        found = inspect_tensorrt.inspect(opened, _text(engine_json), where=str(engine_json))
+    else:
+        found = inspect(opened, backend, threads)
     timed = (
         profiling.profile(opened, _executing, batch=batch, threads=threads) if profile and backend == "ort" else None
     )
