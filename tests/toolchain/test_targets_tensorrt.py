@@ -1,0 +1,146 @@
+"""The TensorRT dialect: what it holds, what it refuses, and how far its FP16 is from the calibrated integers.
+
+Numbers are ONNX Runtime's, which stores FP16 between operations as TensorRT does; no GPU has a part in this.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from calib.errors import IntvitError
+from runtime.bundle import Bundle
+from runtime.rungs import Rung, levels_apart, open_rung
+from tests.toolchain.nets import TINY, noise, run, serialized, spec_of, tiny_canonical
+from toolchain.graph import float_graph
+from toolchain.lint import read
+from toolchain.passes.match import set_constant
+from toolchain.rules import findings
+from toolchain.targets import ort, tensorrt
+from toolchain.targets.tensorrt import TensorRtOptions
+
+SCHEMES = ["w8a8", "w4a8", "w4a16", "w4a4", "w3a8", "w8a8+attn8"]
+HALF, BRAIN, FULL = TensorRtOptions("fp16"), TensorRtOptions("bf16"), TensorRtOptions("fp32")
+FLOATS = {HALF: ir.DataType.FLOAT16, BRAIN: ir.DataType.BFLOAT16, FULL: ir.DataType.FLOAT}
+
+
+def decibels(made: np.ndarray, wanted: np.ndarray) -> float:
+    return float(10 * np.log10((wanted**2).sum() / ((made - wanted) ** 2).sum()))
+
+
+def images(network: str) -> dict[str, np.ndarray]:
+    return {"images": noise(spec_of(TINY[network]()), 3, seed=7).numpy()}
+
+
+@pytest.mark.parametrize("options", FLOATS, ids=lambda options: options.precision)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("network", TINY)
+def test_nothing_but_types_changes(network: str, scheme: str, options: TensorRtOptions, tmp_path: Path) -> None:
+    canonical = tiny_canonical(network, scheme)
+    before = serialized(canonical)
+    dialect = tensorrt.lower(canonical, options)
+    assert serialized(canonical) == before
+    count = Counter(node.op_type for node in dialect.graph)
+    count.subtract(Counter(node.op_type for node in canonical.graph))
+    assert {name: extra for name, extra in count.items() if extra} == ({} if options is FULL else {"Cast": 2})
+    floats = {value.dtype for value in dialect.graph.initializers.values()} - {ir.DataType.INT8, ir.DataType.INT64}
+    assert floats - {ir.DataType.INT4} == {FLOATS[options]}
+    assert (ir.DataType.INT4 in floats) == (scheme == "w4a16")
+    onnx.checker.check_model(ir.serde.serialize_model(dialect), full_check=True)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(serialized(dialect))
+    assert {finding.rule for finding in findings(read(path), "tensorrt")} <= (
+        {"int8-attention"} if scheme.endswith("+attn8") else set()
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("network", TINY)
+def test_in_float32_dialect_and_canonical_give_the_same_bits(network: str, scheme: str) -> None:
+    canonical = tiny_canonical(network, scheme)
+    wanted = run(canonical, images(network), optimize=False)
+    assert (run(tensorrt.lower(canonical, FULL), images(network), optimize=False) == wanted).all()
+
+
+@pytest.mark.parametrize(("scheme", "least"), [("w8a8", 30), ("w4a16", 50), ("w8a8+attn8", 28)])
+@pytest.mark.parametrize("network", TINY)
+def test_fp16_is_near_the_canonical_graph(network: str, scheme: str, least: float) -> None:
+    """A free run: roundings that flip spread (docs/parity.md); without quantizers FP16 alone is 50 dB and more."""
+    canonical = tiny_canonical(network, scheme)
+    wanted = run(canonical, images(network), optimize=False)
+    assert decibels(run(tensorrt.lower(canonical, HALF), images(network), optimize=False), wanted) > least
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a8+attn8"])
+def test_fp16_flips_few_roundings_and_none_by_two(digits_bundle: Callable[[str], Path], scheme: str) -> None:
+    """Every segment between two quantizers, fed the golden integers: what docs/tensorrt.md says of parity."""
+    bundle = Bundle.open(digits_bundle(scheme))
+    stored = bundle.file("graph", "tensorrt").read_bytes()
+    model = open_rung(Rung("dialect", "in FP16", "tensorrt", lambda _: stored, shifted=True), bundle)
+    golden = bundle.golden()
+    made = model.aligned(golden, threads=1)
+    for quantizer in model.quantizers:
+        reference = golden.taps[quantizer.tap.golden].astype(np.int16)
+        worst, percent = levels_apart(quantizer.tap.name, quantizer.to_reference(made[quantizer.tensor]), reference)
+        assert worst <= 1 and percent < 5, quantizer.tap.name
+    assert decibels(made[bundle.manifest.output_name], golden.logits) > 50
+
+
+def test_the_twin_is_the_float_network_in_fp16(tmp_path: Path) -> None:
+    module = TINY["vit"]()
+    floating = float_graph(module, spec_of(module))
+    made = tensorrt.twin(floating)
+    wanted = run(floating, images("vit"), optimize=False)
+    assert decibels(run(made, images("vit"), optimize=False), wanted) > 50
+    assert {value.dtype for value in made.graph.initializers.values()} == {ir.DataType.FLOAT16, ir.DataType.INT64}
+
+
+def test_a_bundle_holds_the_graph_and_its_twin(digits_bundle: Callable[[str], Path]) -> None:
+    bundle = Bundle.open(digits_bundle("w4a8"))
+    assert bundle.entry("graph", "tensorrt").path == "tensorrt/model.onnx"
+    assert bundle.entry("float_twin", "tensorrt").path == "tensorrt/float.onnx"
+    assert bundle.manifest.provenance["options"] == {"tensorrt": {"precision": "fp16"}}
+    assert ir.load(bundle.file("float_twin", "tensorrt")).graph.initializers["head.weight"].dtype == ir.DataType.FLOAT16
+
+
+def test_a_graph_with_zero_points_is_refused() -> None:
+    with pytest.raises(IntvitError, match="breaks a rule of the tensorrt target"):
+        tensorrt.check(ort.lower(tiny_canonical("vit", "w8a8")))
+
+
+def test_a_network_beyond_fp16_is_refused_with_the_way_out() -> None:
+    canonical = tiny_canonical("vit", "w8a8").clone()
+    bias = canonical.graph.initializers["blocks.0.mlp.fc2.bias"]
+    set_constant(bias, np.full_like(bias.const_value.numpy(), 1e6))
+    with pytest.raises(IntvitError) as caught:
+        tensorrt.lower(canonical)
+    assert "blocks.0.mlp.fc2.bias reaches 1e+06" in caught.value.why
+    assert "precision=bf16" in caught.value.next
+    tensorrt.lower(canonical, BRAIN)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"residual-q": "1"}, "no calibrated range"),
+        ({"fp8": "1"}, "E4M3"),
+        ({"attn8": "1"}, "--bits w8a8+attn8"),
+        ({"speed": "max"}, "not one of its options"),
+        ({"precision": "int8"}, ""),
+    ],
+)
+def test_other_options_are_refused(given: dict[str, str], why: str) -> None:
+    with pytest.raises(IntvitError) as caught:
+        TensorRtOptions.parse(given)
+    assert why in caught.value.why and "fp16" in caught.value.next
+
+
+def test_options_are_read() -> None:
+    assert TensorRtOptions.parse({}) == HALF
+    assert TensorRtOptions.parse({"precision": "bf16"}) == BRAIN
