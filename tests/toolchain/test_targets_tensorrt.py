@@ -15,9 +15,11 @@ import onnx_ir as ir
 import pytest
 
 from calib.errors import IntvitError
+from runtime import cli
 from runtime.bundle import Bundle
 from runtime.rungs import Rung, levels_apart, open_rung
 from tests.toolchain.nets import TINY, noise, run, serialized, spec_of, tiny_canonical
+from toolchain.build import main
 from toolchain.graph import float_graph
 from toolchain.lint import read
 from toolchain.passes.match import set_constant
@@ -38,9 +40,13 @@ def images(network: str) -> dict[str, np.ndarray]:
     return {"images": noise(spec_of(TINY[network]()), 3, seed=7).numpy()}
 
 
-@pytest.mark.parametrize("options", FLOATS, ids=lambda options: options.precision)
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("network", TINY)
+@pytest.mark.parametrize(
+    ("network", "scheme", "options"),
+    [
+        *((network, scheme, HALF) for network in TINY for scheme in SCHEMES),
+        *(("vit", scheme, options) for scheme in ("w8a8", "w4a16") for options in (BRAIN, FULL)),
+    ],
+)
 def test_nothing_but_types_changes(network: str, scheme: str, options: TensorRtOptions, tmp_path: Path) -> None:
     canonical = tiny_canonical(network, scheme)
     before = serialized(canonical)
@@ -139,6 +145,50 @@ def test_other_options_are_refused(given: dict[str, str], why: str) -> None:
     with pytest.raises(IntvitError) as caught:
         TensorRtOptions.parse(given)
     assert why in caught.value.why and "fp16" in caught.value.next
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--option", "precision=bf16"], ["no chosen target has an option 'precision'", "--target tensorrt"]),
+        (["--target", "tensorrt", "--option", "residual-q=1"], ["no option 'residual-q'", "no calibrated range"]),
+        (["--target", "tensorrt", "--option", "precision=int8"], ["unknown precision 'int8'", "fp16, bf16, fp32"]),
+        (["--target", "tensorrt", "--option", "bf16"], ["not an option: 'bf16'"]),
+    ],
+)
+def test_the_command_line_refuses_before_any_work(
+    options: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    assert cli.invoke(main, ["--model", "vit_digits", "--bits", "w8a8", *options, *places]) == 1
+    printed = capsys.readouterr().err
+    assert all(text in printed for text in said), printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_compute_type_is_part_of_the_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cached graph of another type is not taken, and the bundle says which one it holds."""
+    for precision, dtype in (("fp32", ir.DataType.FLOAT), ("bf16", ir.DataType.BFLOAT16)):
+        arguments = [
+            "--model",
+            "vit_digits",
+            "--bits",
+            "w8a8",
+            "--method",
+            "noise",
+            "--images",
+            "4",
+            "--budget",
+            "fast",
+        ]
+        arguments += ["--target", "tensorrt", "--option", f"precision={precision}"]
+        places = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+        assert cli.invoke(main, [*arguments, *places]) == 0
+        bundle = Bundle.open(tmp_path / "out")
+        assert ir.load(bundle.file("graph", "tensorrt")).graph.initializers["head.bias"].dtype == dtype
+        assert [entry.target for entry in bundle.manifest.files if entry.role == "graph"] == ["tensorrt"]
+        assert bundle.manifest.provenance["options"] == {"tensorrt": {"precision": precision}}
+    assert "tensorrt graph" in capsys.readouterr().out
 
 
 def test_options_are_read() -> None:
