@@ -17,6 +17,7 @@ import pytest
 from calib.errors import IntvitError
 from runtime import cli
 from runtime.bundle import Bundle
+from runtime.parity import sqnr_db
 from runtime.rungs import Rung, levels_apart, open_rung
 from tests.toolchain.nets import TINY, noise, run, serialized, spec_of, tiny_canonical
 from toolchain.build import main
@@ -30,10 +31,6 @@ from toolchain.targets.tensorrt import TensorRtOptions
 SCHEMES = ["w8a8", "w4a8", "w4a16", "w4a4", "w3a8", "w8a8+attn8"]
 HALF, BRAIN, FULL = TensorRtOptions("fp16"), TensorRtOptions("bf16"), TensorRtOptions("fp32")
 FLOATS = {HALF: ir.DataType.FLOAT16, BRAIN: ir.DataType.BFLOAT16, FULL: ir.DataType.FLOAT}
-
-
-def decibels(made: np.ndarray, wanted: np.ndarray) -> float:
-    return float(10 * np.log10((wanted**2).sum() / ((made - wanted) ** 2).sum()))
 
 
 def images(network: str) -> dict[str, np.ndarray]:
@@ -80,7 +77,7 @@ def test_fp16_is_near_the_canonical_graph(network: str, scheme: str, least: floa
     """A free run: roundings that flip spread (docs/parity.md); without quantizers FP16 alone is 50 dB and more."""
     canonical = tiny_canonical(network, scheme)
     wanted = run(canonical, images(network), optimize=False)
-    assert decibels(run(tensorrt.lower(canonical, HALF), images(network), optimize=False), wanted) > least
+    assert sqnr_db(wanted, run(tensorrt.lower(canonical, HALF), images(network), optimize=False)) > least
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a8+attn8"])
@@ -95,7 +92,7 @@ def test_fp16_flips_few_roundings_and_none_by_two(digits_bundle: Callable[[str],
         reference = golden.taps[quantizer.tap.golden].astype(np.int16)
         worst, percent = levels_apart(quantizer.tap.name, quantizer.to_reference(made[quantizer.tensor]), reference)
         assert worst <= 1 and percent < 5, quantizer.tap.name
-    assert decibels(made[bundle.manifest.output_name], golden.logits) > 50
+    assert sqnr_db(golden.logits, made[bundle.manifest.output_name]) > 50
 
 
 def test_the_twin_is_the_float_network_in_fp16(tmp_path: Path) -> None:
@@ -103,7 +100,7 @@ def test_the_twin_is_the_float_network_in_fp16(tmp_path: Path) -> None:
     floating = float_graph(module, spec_of(module))
     made = tensorrt.twin(floating)
     wanted = run(floating, images("vit"), optimize=False)
-    assert decibels(run(made, images("vit"), optimize=False), wanted) > 50
+    assert sqnr_db(wanted, run(made, images("vit"), optimize=False)) > 50
     assert {value.dtype for value in made.graph.initializers.values()} == {ir.DataType.FLOAT16, ir.DataType.INT64}
 
 
