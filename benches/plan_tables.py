@@ -14,15 +14,19 @@ def plans(record: Record) -> str:
     rows = record["rows"]
     capabilities = sorted({row["sm"] for row in rows}, key=float)
     head = ["model", "scheme", "compute type", "graph MB", *(f"plan MB, SM {sm}" for sm in capabilities), "warnings"]
-    graphs = {(row["model"], row["scheme"], row["precision"]): row for row in rows}
-    sizes = {(row["model"], row["scheme"], row["precision"], row["sm"]): row["plan_bytes"] for row in rows}
+    graphs: dict[tuple[str, str, str], Record] = {}
+    sizes: dict[tuple[str, str, str], dict[str, int]] = {}
+    for row in rows:
+        key = (row["model"], row["scheme"], row["precision"])
+        graphs[key] = row
+        sizes.setdefault(key, {})[row["sm"]] = row["plan_bytes"]
     lines = [
         [
             row["model"] + (" (random weights)" if row["weights"] == "random" else ""),
             "float twin" if row["scheme"] == "float" else row["scheme"],
             row["precision"],
             f"{row['graph_bytes'] / 1e6:.1f}",
-            *(f"{sizes[(*key, sm)] / 1e6:.1f}" if (*key, sm) in sizes else "–" for sm in capabilities),
+            *(f"{sizes[key][sm] / 1e6:.1f}" if sm in sizes[key] else "–" for sm in capabilities),
             ", ".join(f"`{rule}`" for rule in row["findings"]) or "none",
         ]
         for key, row in graphs.items()

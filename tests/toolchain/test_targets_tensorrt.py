@@ -108,8 +108,29 @@ def test_a_bundle_holds_the_graph_and_its_twin(digits_bundle: Callable[[str], Pa
     bundle = Bundle.open(digits_bundle("w4a8"))
     assert bundle.entry("graph", "tensorrt").path == "tensorrt/model.onnx"
     assert bundle.entry("float_twin", "tensorrt").path == "tensorrt/float.onnx"
-    assert bundle.manifest.provenance["options"] == {"tensorrt": {"precision": "fp16"}}
+    assert bundle.manifest.provenance["options"] == {"tensorrt": {"precision": "fp16", "quantizers": "int8"}}
     assert ir.load(bundle.file("float_twin", "tensorrt")).graph.initializers["head.weight"].dtype == ir.DataType.FLOAT16
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a8+attn8"])
+@pytest.mark.parametrize("network", TINY)
+def test_the_fp8_sibling_is_as_near_to_float_as_fp8_can_be(network: str, scheme: str) -> None:
+    """Four significant bits a value: worse than INT8 where ranges fit, and nowhere broken."""
+    module, canonical = TINY[network](), tiny_canonical(network, scheme)
+    made = tensorrt.lower(canonical, TensorRtOptions("fp32", "fp8"))
+    types = {node.inputs[0].dtype for node in made.graph if node.op_type == "DequantizeLinear"}
+    assert types == {ir.DataType.FLOAT8E4M3FN}
+    assert {finding.rule for finding in findings(made, "tensorrt")} <= {"int8-attention"}
+    floating = run(float_graph(module, spec_of(module)), images(network))
+    integer = sqnr_db(floating, run(canonical, images(network), optimize=False))
+    assert sqnr_db(floating, run(made, images(network), optimize=False)) > min(integer - 10, 15)
+
+
+@pytest.mark.parametrize(("scheme", "why"), [("w4a4", "fewer than 8 bits"), ("w4a16", "no quantizers")])
+def test_schemes_without_an_fp8_form_are_refused(scheme: str, why: str) -> None:
+    with pytest.raises(IntvitError, match="no FP8 form") as caught:
+        tensorrt.lower(tiny_canonical("vit", scheme), TensorRtOptions("fp16", "fp8"))
+    assert why in caught.value.why
 
 
 def test_a_graph_with_zero_points_is_refused() -> None:
@@ -132,10 +153,10 @@ def test_a_network_beyond_fp16_is_refused_with_the_way_out() -> None:
     ("given", "why"),
     [
         ({"residual-q": "1"}, "no calibrated range"),
-        ({"fp8": "1"}, "E4M3"),
         ({"attn8": "1"}, "--bits w8a8+attn8"),
         ({"speed": "max"}, "not one of its options"),
         ({"precision": "int8"}, ""),
+        ({"quantizers": "fp4"}, ""),
     ],
 )
 def test_other_options_are_refused(given: dict[str, str], why: str) -> None:
@@ -149,7 +170,7 @@ def test_other_options_are_refused(given: dict[str, str], why: str) -> None:
     [
         (["--option", "precision=bf16"], ["no chosen target has an option 'precision'", "--target tensorrt"]),
         (["--target", "tensorrt", "--option", "residual-q=1"], ["no option 'residual-q'", "no calibrated range"]),
-        (["--target", "tensorrt", "--option", "precision=int8"], ["unknown precision 'int8'", "fp16, bf16, fp32"]),
+        (["--target", "tensorrt", "--option", "precision=int8"], ["unknown precision 'int8'", "fp16|bf16|fp32"]),
         (["--target", "tensorrt", "--option", "bf16"], ["not an option: 'bf16'"]),
     ],
 )
@@ -184,10 +205,11 @@ def test_the_compute_type_is_part_of_the_stage(tmp_path: Path, capsys: pytest.Ca
         bundle = Bundle.open(tmp_path / "out")
         assert ir.load(bundle.file("graph", "tensorrt")).graph.initializers["head.bias"].dtype == dtype
         assert [entry.target for entry in bundle.manifest.files if entry.role == "graph"] == ["tensorrt"]
-        assert bundle.manifest.provenance["options"] == {"tensorrt": {"precision": precision}}
+        assert bundle.manifest.provenance["options"]["tensorrt"]["precision"] == precision
     assert "tensorrt graph" in capsys.readouterr().out
 
 
 def test_options_are_read() -> None:
     assert TensorRtOptions.parse({}) == HALF
     assert TensorRtOptions.parse({"precision": "bf16"}) == BRAIN
+    assert TensorRtOptions.parse({"quantizers": "fp8"}) == TensorRtOptions("fp16", "fp8")

@@ -4,7 +4,8 @@ from toolchain.passes.balance_scales import BalanceScales
 from toolchain.passes.block_int4 import BlockInt4
 from toolchain.passes.compute_dtype import ComputeDtype
 from toolchain.passes.expand_int4 import ExpandInt4
+from toolchain.passes.float8 import Float8
 from toolchain.passes.shift_to_zero_point import ShiftToZeroPoint
 from toolchain.passes.widen_int4 import WidenInt4
 
-__all__ = ["BalanceScales", "BlockInt4", "ComputeDtype", "ExpandInt4", "ShiftToZeroPoint", "WidenInt4"]
+__all__ = ["BalanceScales", "BlockInt4", "ComputeDtype", "ExpandInt4", "Float8", "ShiftToZeroPoint", "WidenInt4"]

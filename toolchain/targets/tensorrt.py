@@ -10,29 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import onnx_ir as ir
 
 from calib.errors import IntvitError
-from toolchain.passes import BalanceScales, BlockInt4, ComputeDtype, WidenInt4
+from toolchain.passes import BalanceScales, BlockInt4, ComputeDtype, Float8, WidenInt4
 from toolchain.rules import findings
 from toolchain.targets import broken_rule
 
 Precision = Literal["fp16", "bf16", "fp32"]
+Quantizers = Literal["int8", "fp8"]
 _DTYPES: dict[Precision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_CHOICES: dict[str, tuple[str, ...]] = {"precision": get_args(Precision), "quantizers": get_args(Quantizers)}
 _LEFT_OUT = {
     "residual-q": "the residual stream has no calibrated range, and peers that put it in 8 bits fell to chance",
-    "fp8": "the calibrated integers say nothing about rounding to E4M3",
     "attn8": "integer attention products are part of the scheme: --bits w8a8+attn8",
 }
 
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """Options of the dialect. ``precision`` is the compute type of everything that is not integer."""
+    """Options of the dialect.
+
+    Attributes:
+        precision: the compute type of everything that is not quantized.
+        quantizers: what the quantizers make, and the weights are stored as: the calibrated integers; or E4M3 over the
+            same ranges, for SM 8.9 and later, which no golden vector speaks of.
+    """
 
     precision: Precision = "fp16"
+    quantizers: Quantizers = "int8"
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> TensorRtOptions:
@@ -41,21 +49,16 @@ class TensorRtOptions:
         Raises:
             IntvitError: a name or value that is not known; what was left out on purpose says why.
         """
-        for name in given:
-            if name != "precision":
+        known = "known: " + ", ".join(f"{name}={'|'.join(values)}" for name, values in _CHOICES.items())
+        for name, value in given.items():
+            if name not in _CHOICES:
                 why = _LEFT_OUT.get(name, "it is not one of its options")
-                raise IntvitError(
-                    f"the tensorrt target has no option {name!r}",
-                    where="--option",
-                    why=why,
-                    next="known: precision=" + "|".join(get_args(Precision)),
-                )
-        chosen = given.get("precision", cls.precision)
-        for known in get_args(Precision):
-            if chosen == known:
-                return cls(precision=known)
-        raise IntvitError(
-            f"unknown precision {chosen!r}", where="--option", next="known: " + ", ".join(get_args(Precision))
+                raise IntvitError(f"the tensorrt target has no option {name!r}", where="--option", why=why, next=known)
+            if value not in _CHOICES[name]:
+                raise IntvitError(f"unknown {name} {value!r}", where="--option", next=known)
+        return cls(
+            cast(Precision, given.get("precision", cls.precision)),
+            cast(Quantizers, given.get("quantizers", cls.quantizers)),
         )
 
 
@@ -63,15 +66,18 @@ def lower(canonical: ir.Model, options: TensorRtOptions | None = None) -> ir.Mod
     """A copy of ``canonical`` in the TensorRT dialect.
 
     Raises:
-        IntvitError: a number of the network does not fit the compute type, or the result breaks one of the dialect's
-            rules (a fault of the toolchain, not of the user).
+        IntvitError: a number of the network does not fit the compute type, the scheme has no FP8 form, or the result
+            breaks one of the dialect's rules (a fault of the toolchain, not of the user).
     """
     chosen = options or TensorRtOptions()
     dialect = canonical.clone()
-    passes = [WidenInt4(), BlockInt4()]
+    if chosen.quantizers == "fp8":
+        _run(Float8(), dialect, "this scheme has no FP8 form", "build w8a8 or w4a8, or leave quantizers=int8")
+    for one in (WidenInt4(), BlockInt4()):
+        one(dialect)
     if chosen.precision == "fp16":
-        passes.append(BalanceScales())
-    _run([*passes, *_compute(chosen)], dialect, chosen)
+        _run(BalanceScales(), dialect, *_too_small(chosen))
+    _compute(dialect, chosen)
     check(dialect)
     return dialect
 
@@ -84,7 +90,7 @@ def twin(floating: ir.Model, options: TensorRtOptions | None = None) -> ir.Model
     """
     chosen = options or TensorRtOptions()
     dialect = floating.clone()
-    _run(_compute(chosen), dialect, chosen)
+    _compute(dialect, chosen)
     return dialect
 
 
@@ -99,19 +105,20 @@ def check(model: ir.Model) -> None:
             raise broken_rule("tensorrt", finding.node, f"{finding.what}: {finding.why}")
 
 
-def _compute(options: TensorRtOptions) -> list[ir.passes.InPlacePass]:
+def _compute(model: ir.Model, options: TensorRtOptions) -> None:
     dtype = _DTYPES.get(options.precision)
-    return [] if dtype is None else [ComputeDtype(dtype)]
+    if dtype is not None:
+        _run(ComputeDtype(dtype), model, *_too_small(options))
 
 
-def _run(passes: list[ir.passes.InPlacePass], model: ir.Model, options: TensorRtOptions) -> None:
-    for one in passes:
-        try:
-            one(model)
-        except ir.passes.PreconditionError as error:
-            raise IntvitError(
-                f"the network does not fit the compute type {options.precision}",
-                where="--target tensorrt",
-                why=str(error),
-                next="build with --option precision=bf16, or precision=fp32",
-            ) from error
+def _too_small(options: TensorRtOptions) -> tuple[str, str]:
+    what = f"the network does not fit the compute type {options.precision}"
+    return what, "build with --option precision=bf16, or precision=fp32"
+
+
+def _run(one: ir.passes.InPlacePass, model: ir.Model, what: str, next: str) -> None:
+    """Run a pass whose precondition is a property of the network or the scheme, not of our own graphs."""
+    try:
+        one(model)
+    except ir.passes.PreconditionError as error:
+        raise IntvitError(what, where="--target tensorrt", why=str(error), next=next) from error
