@@ -43,8 +43,9 @@ _TYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",
 }
-# The two factors' types in the name of a tactic, as in sm80_xmma_gemm_i8i8_i8i32_f32.
-_FACTORS = {"i8i8": "INT8", "s8s8": "INT8", "e4m3e4m3": "FP8", "f16f16": "FP16", "bf16bf16": "BF16", "f32f32": "FP32"}
+# Types in the name of a tactic: of the factors and of the result, as in sm80_xmma_gemm_i8f16_i8i32_f32_tn.
+_SHORT = {"i8": "INT8", "s8": "INT8", "e4m3": "FP8", "f16": "FP16", "bf16": "BF16", "f32": "FP32", "tf32": "FP32"}
+_FACTORS = re.compile(rf"(?:^|_)({'|'.join(_SHORT)})(?:{'|'.join(_SHORT)}|i32)(?=_|$)")
 _ONNX = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _GENERATED = re.compile(r"_myl\d+_\d+$")  # what TensorRT appends to the names of layers it made itself
 
@@ -67,9 +68,9 @@ class EngineLayer:
 
     @property
     def computes(self) -> str:
-        """The type its product multiplies: that in the tactic's name, else of the first input."""
-        named = next((kind for part, kind in _FACTORS.items() if part in re.split(r"[_.]", self.tactic)), None)
-        return named or next(iter(self.inputs), UNKNOWN)
+        """The type its product multiplies: the factors' in the tactic's name, else the first input's."""
+        named = _FACTORS.search(self.tactic)
+        return _SHORT[named[1]] if named else next(iter(self.inputs), UNKNOWN)
 
     @property
     def reformats(self) -> bool:

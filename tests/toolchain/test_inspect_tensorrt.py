@@ -94,6 +94,24 @@ def test_weight_only_layers_are_no_warning(digits_bundle: DigitsBundle) -> None:
     assert found.integer_mac_fraction == 0.0 and found.warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("tactic", "kind"),
+    [
+        ("sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_tilesize32x32x64_stage6_warpsize2x2x1_tensor16x8x16", "FP16"),
+        ("sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw_vect_c_32kcrs_vect_c_32", "INT8"),
+        ("sm80_xmma_fprop_implicit_gemm_interleaved_i8f32_i8i32_f32_n", "INT8"),
+        ("sm89_xmma_gemm_e4m3bf16_e4m3f32_f32_tn_n", "FP8"),
+        ("_gemm_mha_v2_0x957a2fe283f77dcf35c142c1390a3e6a", "FP16"),
+        ("", "FP16"),
+    ],
+)
+def test_a_tactics_name_says_what_is_multiplied(tactic: str, kind: str) -> None:
+    """Names as NVIDIA's documentation and issue 4397 show them (the FP8 one is made up); without one, the input's."""
+    made = {"Name": "a", "LayerType": "gemm", "TacticName": tactic, "Inputs": [{"Format/Datatype": "Half"}]}
+    (found,) = engine_layers(json.dumps({"Layers": [made]}))
+    assert found.computes == kind
+
+
 def test_types_are_unknown_where_shapes_are_dynamic() -> None:
     (found,) = engine_layers(
         '{"Layers": [{"Name": "a", "Inputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}]}'
