@@ -1,21 +1,21 @@
 """``python -m toolchain.inspect BUNDLE``: what really runs as integer, read back from the engine.
 
 ONNX Runtime: from the graph its optimizer leaves. OpenVINO: from its runtime model and profile. TensorRT: from its
-engine inspector's JSON, given as a file, so that the engine may lie on another machine.
+engine inspector's JSON, also as a file, so that the engine may lie on another machine.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from typer import Option
 
 from runtime import cli
-from runtime.backends.base import backend_class
+from runtime.backends.base import backend_class, open_engine
 from runtime.backends.ort import optimized_bytes
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
@@ -34,17 +34,21 @@ def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) ->
     """Find every layer of the bundle in what ``backend`` executes on this machine, OpenVINO's with their times.
 
     Raises:
-        IntvitError: the backend is unknown or not installed, its graph does not load, or it is TensorRT, whose engines
-            :func:`toolchain.inspect_tensorrt.inspect` reads.
+        IntvitError: the backend is unknown or not installed, or its graph does not load.
     """
     if backend == "tensorrt":
-        raise IntvitError(
-            "TensorRT's layers are read from its engine inspector",
-            where="--backend tensorrt",
-            next="give --engine-json FILE, as `trtexec --exportLayerInfo=FILE --profilingVerbosity=detailed` writes it",
-        )
+        return _inspect_tensorrt(bundle)
     backend_class(backend)
     return inspect_openvino.inspect(bundle, threads) if backend == "openvino" else _inspect_ort(bundle)
+
+
+def _inspect_tensorrt(bundle: Bundle) -> Inspection:
+    """The engine of this machine's GPU; one of another machine is read from a file, see ``--engine-json``."""
+    engine: Any = open_engine(bundle, "tensorrt")
+    try:
+        return inspect_tensorrt.inspect(bundle, engine.layers_json(), where="this GPU's engine")
+    finally:
+        engine.close()
 
 
 def _inspect_ort(bundle: Bundle) -> Inspection:

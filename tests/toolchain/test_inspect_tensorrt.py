@@ -17,6 +17,7 @@ from runtime import cli
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.onnx_wire import read_graph
+from toolchain import inspect as inspection_of
 from toolchain.inspect import inspect as inspect_backend
 from toolchain.inspect import main
 from toolchain.inspect_tensorrt import engine_layers, inspect
@@ -164,6 +165,20 @@ def test_the_command_line(digits_bundle: DigitsBundle, tmp_path: Path, capsys: p
     assert (found["backend"], found["integer_mac_fraction"]) == ("tensorrt", 1.0)
     assert cli.invoke(main, [str(bundle.root), "--engine-json", str(tmp_path / "none.json")]) == 1
     assert "No such file" in capsys.readouterr().err
-    with pytest.raises(IntvitError, match="engine inspector") as caught:
-        inspect_backend(bundle, "tensorrt")
-    assert "--engine-json" in caught.value.next
+
+
+def test_an_engine_of_this_machine_is_asked_and_closed(
+    digits_bundle: DigitsBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, closed = Bundle.open(digits_bundle("w8a8")), []
+
+    class Engine:
+        def layers_json(self) -> str:
+            return engine(bundle, "11")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(inspection_of, "open_engine", lambda opened, backend: Engine())
+    assert inspect_backend(bundle, "tensorrt").integer_mac_fraction == 1.0
+    assert closed == [True]
