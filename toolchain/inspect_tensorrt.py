@@ -13,13 +13,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.manifest import Layer
-from runtime.onnx_wire import Graph, read_graph
+from runtime.onnx_wire import INT4, INT8, Graph, read_graph
 from toolchain.inspection import Inspection, LayerRow
 
 UNKNOWN = "unknown type"
@@ -171,7 +171,12 @@ def _row(layer: Layer, layers: list[EngineLayer], stored: Graph) -> LayerRow:
     if found is None:
         return LayerRow.of(layer, stored, _ABSENT, integer=False)
     said = ", ".join(part for part in (found.kind, found.computes, found.tactic) if part)
-    return LayerRow.of(layer, stored, said, found.computes == "INT8")
+    row = LayerRow.of(layer, stored, said, found.computes == "INT8")
+    weights = stored.constant.get(f"{layer.name}.weight_q")
+    if weights is None:
+        return row
+    as_int8 = "INT8" if layer.weight_bits == 8 else f"INT8, {layer.weight_bits}-bit values"
+    return replace(row, stored_as={INT8: as_int8, INT4: "INT4, two a byte"}.get(weights.data_type, "FP8"))
 
 
 def _attention_note(layers: list[EngineLayer], stored: Graph) -> str:

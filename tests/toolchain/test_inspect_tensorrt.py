@@ -93,6 +93,14 @@ def test_weight_only_layers_are_no_warning(digits_bundle: DigitsBundle) -> None:
     text = engine(bundle, "10").replace("Int8", "FP16").replace("i8i32", "f16f32")
     found = inspect(bundle, text)
     assert found.integer_mac_fraction == 0.0 and found.warnings == ()
+    assert {row.stored_as for row in found.layers if row.weight_bits == 4} == {"INT4, two a byte"}
+
+
+def test_weights_are_said_to_be_stored_as_they_are(digits_bundle: DigitsBundle) -> None:
+    """The manifest speaks of the canonical graph's INT4, which this dialect widens."""
+    bundle = Bundle.open(digits_bundle("w4a8"))
+    found = inspect(bundle, engine(bundle, "10"))
+    assert {row.stored_as for row in found.layers} == {"INT8", "INT8, 4-bit values"}
 
 
 @pytest.mark.parametrize(
