@@ -90,7 +90,7 @@ def test_a_float_layer_and_attention_apart(digits_bundle: DigitsBundle, form: st
 
 def test_weight_only_layers_are_no_warning(digits_bundle: DigitsBundle) -> None:
     bundle = Bundle.open(digits_bundle("w4a16"))
-    text = engine(bundle, "10").replace("Int8", "FP16").replace("i8i32", "f16f32")
+    text = engine(bundle, "10").replace("Int8", "FP16").replace("i8f16_i8i32", "f16f16_f16f32")
     found = inspect(bundle, text)
     assert found.integer_mac_fraction == 0.0 and found.warnings == ()
     assert {row.stored_as for row in found.layers if row.weight_bits == 4} == {"INT4, two a byte"}
