@@ -62,6 +62,11 @@ bench: .venv/.installed
 	$(PY) -m benches.cpu_latency $(BENCHFLAGS)
 	$(PY) -m benches.cpu_engines $(BENCHFLAGS)
 	$(PY) -m benches.head_similarity
+	@if $(PY) -c 'import tensorrt_rtx' 2>/dev/null; then \
+		$(PY) -m benches.trt_plans $(BENCHFLAGS); \
+	else \
+		echo "trt_plans is left out: tensorrt-rtx is not installed"; \
+	fi
 	@if [ -d $(REAL_DATA) ]; then \
 		$(PY) -m benches.real_accuracy $(BENCHFLAGS) && \
 		$(PY) -m benches.synthesis_speed $(BENCHFLAGS) && \

@@ -18,6 +18,7 @@ from calib.models import load
 from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, recipe
 from calib.scheme import parse, require_buildable
 from runtime import cli
+from runtime.backends.base import backend_class
 from runtime.bundle import Bundle, write_manifest
 from runtime.classes import Classes
 from runtime.dataset import load_folder
@@ -30,6 +31,7 @@ from toolchain.lowering import TARGETS
 from toolchain.output import check_out, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
 from toolchain.stages import StageStore, default_store
+from toolchain.targets.tensorrt import TensorRtOptions
 
 DEFAULT_IMAGES = 128
 DEFAULT_TARGET = "ort"
@@ -58,6 +60,7 @@ def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, forc
         seed=job.seed,
         data_free=job.recipe.data_free,
         stages={"images": images.key, "calibrate": calibrated.key, "lower": lowered.key},
+        options=job.target_options,
     )
     cost = {"images": images.cost, "calibrate": calibrated.cost, "lower": lowered.cost}
     return _assemble(model, origin, job.targets, lowered.folder, out, evaluate_on, cost)
@@ -84,8 +87,7 @@ def _assemble(
         write_manifest(partial, manifest)
         atomic_write_json(partial / COST, cost)
         if evaluate_on is not None:
-            backend = DEFAULT_TARGET if DEFAULT_TARGET in targets else targets[0]
-            reported = measure(Bundle.open(partial), model, evaluate_on, backend)
+            reported = measure(Bundle.open(partial), model, evaluate_on, _backend(targets))
             write_manifest(partial, manifest.model_copy(update={"reported": reported}))
     return Bundle.open(out)
 
@@ -96,13 +98,14 @@ def _tell(console: Console, what: str, reused: bool, folder: Path) -> None:
 
 def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> None:
     manifest = bundle.manifest
-    size = {entry.role: entry.bytes / 1e6 for entry in manifest.files}
     console.print(f"\n{manifest.name} -> {out}", highlight=False, markup=False)
     if manifest.weights == "random":
         console.print("RANDOM WEIGHTS: LATENCY MEANS SOMETHING, ACCURACY MEANS NOTHING", style="bold red")
     source = "no real image read" if manifest.data_free else "REAL IMAGES WERE READ FOR CALIBRATION"
     console.print(f"{manifest.method}, {manifest.images} images, seed {manifest.seed}: {source}", highlight=False)
-    console.print(f"graph {size['graph']:.1f} MB, float32 twin {size['float_twin']:.1f} MB", highlight=False)
+    sizes = [f"{entry.target} graph {entry.bytes / 1e6:.1f} MB" for entry in manifest.files if entry.role == "graph"]
+    twin = bundle.entry("float_twin").bytes / 1e6
+    console.print(f"{', '.join(sizes)}, float32 twin {twin:.1f} MB", highlight=False, soft_wrap=True)
     if reported := manifest.reported:
         console.print(
             f"top-1 on {reported['images']} pictures: float32 {reported['float_top1']:.2f}, "
@@ -124,11 +127,28 @@ def _device(choice: str) -> str:
     return "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def _backend(targets: list[str]) -> str:
+    """The engine that --eval measures."""
+    return DEFAULT_TARGET if DEFAULT_TARGET in targets else targets[0]
+
+
 def _targets(chosen: list[str] | None) -> list[str]:
     targets = sorted({name for text in chosen or [DEFAULT_TARGET] for name in text.split(",")})
     if unknown := [target for target in targets if target not in TARGETS]:
         raise IntvitError(f"unknown target {unknown[0]!r}", where="--target", next="known: " + ", ".join(TARGETS))
     return targets
+
+
+def _options(given: list[str] | None, targets: list[str]) -> TensorRtOptions:
+    options = cli.parse_options(given)
+    if options and "tensorrt" not in targets:
+        raise IntvitError(
+            f"no chosen target has an option {next(iter(options))!r}",
+            where="--option",
+            why="targets: " + ", ".join(targets),
+            next="options belong to the tensorrt dialect: add --target tensorrt",
+        )
+    return TensorRtOptions.parse(options)
 
 
 def main(
@@ -159,7 +179,13 @@ def main(
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", help="Dialects to write: ort (the default), openvino, or both: ort,openvino."),
+        typer.Option(
+            "--target", help="Dialects to write: ort (the default), openvino, tensorrt; or several: ort,tensorrt."
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="NAME=VALUE", help="Of the tensorrt dialect: precision=fp16, bf16 or fp32."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda: for images and calibration.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same bytes.")] = 0,
@@ -178,9 +204,22 @@ def main(
     console = Console()
     try:
         job = _job(
-            model, bits, method, budget, correction, images, iterations, checkpoint, calib_data, target, device, seed
+            model,
+            bits,
+            method,
+            budget,
+            correction,
+            images,
+            iterations,
+            checkpoint,
+            calib_data,
+            target,
+            device,
+            seed,
+            option,
         )
         if eval_data is not None:
+            backend_class(_backend(job.targets))
             spec = job.loaded.spec
             load_folder(eval_data, Classes(tuple(spec.class_ids), tuple(spec.class_names)))
         path = out or Path("build") / f"{model}-{job.scheme}".replace(":", "")
@@ -205,6 +244,7 @@ def _job(
     target: list[str] | None,
     device: str,
     seed: int,
+    option: list[str] | None,
 ) -> Job:
     """Check every option before any work is done."""
     scheme = parse(bits)
@@ -218,8 +258,9 @@ def _job(
             next="give both, or neither for a data-free build",
         )
     targets, where = _targets(target), _device(device)
+    options = _options(option, targets)
     loaded = load(model, checkpoint, seed)
-    return Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets)
+    return Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets, options)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,7 +25,7 @@ from runtime.bundle import entry_for
 from runtime.files import atomic_write_json
 from runtime.manifest import FileEntry, Layer, Manifest, Preprocess, Tap
 from toolchain.graph.layers import tap_tensor
-from toolchain.lowering import CANONICAL, FLOAT, graph_path
+from toolchain.lowering import CANONICAL, FLOAT, TENSORRT_FLOAT, graph_path
 
 GOLDEN, CLASSES, PREVIEW = "golden/golden.safetensors", "classes.json", "preview.png"
 GOLDEN_IMAGES = 8
@@ -33,7 +33,7 @@ GOLDEN_IMAGES = 8
 
 @dataclass(frozen=True)
 class Origin:
-    """What a bundle was made from, for its manifest."""
+    """What a bundle was made from, for its manifest. ``options`` are those of the dialects, by target."""
 
     weights: str
     digest: str
@@ -42,6 +42,7 @@ class Origin:
     seed: int
     data_free: bool
     stages: dict[str, str]
+    options: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -90,6 +91,7 @@ def make_manifest(model: CalibratedModel, origin: Origin, targets: list[str], fo
         entry_for(folder, CANONICAL, "canonical"),
         *(entry_for(folder, graph_path(target), "graph", target) for target in targets),
         entry_for(folder, FLOAT, "float_twin"),
+        *(entry_for(folder, TENSORRT_FLOAT, "float_twin", target) for target in targets if target == "tensorrt"),
         entry_for(folder, GOLDEN, "golden"),
         entry_for(folder, CLASSES, "classes"),
         entry_for(folder, PREVIEW, "preview"),
@@ -112,6 +114,7 @@ def make_manifest(model: CalibratedModel, origin: Origin, targets: list[str], fo
             "intvit": made_with["intvit"],
             "weights_sha256": origin.digest,
             "stages": origin.stages,
+            "options": origin.options,
             "versions": made_with,
             "calibration": model.report,
         },

@@ -1,26 +1,29 @@
 """``python -m toolchain.inspect BUNDLE``: what really runs as integer, read back from the engine.
 
-ONNX Runtime: from the graph its optimizer leaves. OpenVINO: from its runtime model and profile.
+ONNX Runtime: from the graph its optimizer leaves. OpenVINO: from its runtime model and profile. TensorRT: from its
+engine inspector's JSON, also as a file, so that the engine may lie on another machine.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from typer import Option
 
 from runtime import cli
-from runtime.backends.base import backend_class
+from runtime.backends.base import backend_class, open_engine
 from runtime.backends.ort import optimized_bytes
 from runtime.bundle import Bundle
+from runtime.errors import IntvitError
 from runtime.execution import INTEGER_KERNELS, execution, warnings
 from runtime.files import atomic_write_json
 from runtime.manifest import Layer
 from runtime.onnx_wire import INT8, UINT8, Graph, Node, read_graph
-from toolchain import inspect_openvino
+from toolchain import inspect_openvino, inspect_tensorrt
 from toolchain import profile as profiling
 from toolchain.inspection import Inspection, LayerRow
 
@@ -33,8 +36,19 @@ def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) ->
     Raises:
         IntvitError: the backend is unknown or not installed, or its graph does not load.
     """
+    if backend == "tensorrt":
+        return _inspect_tensorrt(bundle)
     backend_class(backend)
     return inspect_openvino.inspect(bundle, threads) if backend == "openvino" else _inspect_ort(bundle)
+
+
+def _inspect_tensorrt(bundle: Bundle) -> Inspection:
+    """The engine of this machine's GPU; one of another machine is read from a file, see ``--engine-json``."""
+    engine: Any = open_engine(bundle, "tensorrt")
+    try:
+        return inspect_tensorrt.inspect(bundle, engine.layers_json(), where="this GPU's engine")
+    finally:
+        engine.close()
 
 
 def _inspect_ort(bundle: Bundle) -> Inspection:
@@ -109,8 +123,18 @@ def _show(found: Inspection, backend: str, console: Console) -> None:
     share = 100 * found.integer_mac_fraction
     kernels = dict(Counter(row.executed_as for row in found.layers if row.integer))
     console.print(f"{share:.1f} % of the MACs of these layers run on integer kernels: {kernels or 'none'}")
+    for line in found.notes:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in found.warnings:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise IntvitError("cannot read the engine's layers", where=str(path), why=why) from error
 
 
 def main(
@@ -122,11 +146,19 @@ def main(
     ] = False,
     batch: Annotated[int, Option("--batch", min=1, help="Images a profiled run.")] = 1,
     threads: cli.ThreadsOption = None,
+    engine_json: Annotated[
+        Path | None,
+        Option("--engine-json", metavar="FILE", help="What TensorRT's engine inspector said, 10.x or 11.x."),
+    ] = None,
     debug: cli.DebugOption = False,
 ) -> None:
     """Show, layer by layer, how weights are stored and which kernel runs, read back from the engine."""
     opened = Bundle.open(bundle)
-    found = inspect(opened, backend, threads)
+    if engine_json is not None:
+        backend = "tensorrt"
+        found = inspect_tensorrt.inspect(opened, _text(engine_json), where=str(engine_json))
+    else:
+        found = inspect(opened, backend, threads)
     timed = (
         profiling.profile(opened, _executing, batch=batch, threads=threads) if profile and backend == "ort" else None
     )

@@ -53,13 +53,15 @@ class Inspection:
 
     Attributes:
         operators: node counts of what is executed. warnings: one line for each thing that is not as it should be.
-        milliseconds: of all nodes together, one image a call; None where they were not timed.
+        milliseconds: of all nodes together, one image a call; None where they were not timed. notes: what else there is
+        to say of the engine, a line each.
     """
 
     layers: tuple[LayerRow, ...]
     operators: dict[str, int]
     warnings: tuple[str, ...]
     milliseconds: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def integer_mac_fraction(self) -> float:
@@ -71,7 +73,7 @@ class Inspection:
         return sum(row.macs for row in self.layers if row.integer) / max(sum(row.macs for row in self.layers), 1)
 
     def to_json(self) -> dict[str, Any]:
-        """The fixed keys, and ``operators``, ``linear_weight_bytes``, ``warnings`` and ``milliseconds`` beside them."""
+        """The fixed keys; ``operators``, ``linear_weight_bytes``, ``warnings``, ``milliseconds``, ``notes`` besides."""
         return {
             "integer_mac_fraction": self.integer_mac_fraction,
             "layers": [asdict(row) for row in self.layers],
@@ -79,4 +81,5 @@ class Inspection:
             "linear_weight_bytes": sum(row.stored_bytes for row in self.layers),
             "warnings": list(self.warnings),
             "milliseconds": self.milliseconds,
+            "notes": list(self.notes),
         }

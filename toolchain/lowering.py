@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,16 @@ from torch import nn
 from calib.calibrated import CalibratedModel
 from runtime.errors import IntvitError
 from toolchain.graph import canonical_graph, float_graph
-from toolchain.targets import openvino, ort
+from toolchain.targets import openvino, ort, tensorrt
+from toolchain.targets.tensorrt import TensorRtOptions
 
-TARGETS = {"ort": ort.lower, "openvino": openvino.lower}
+TARGETS: dict[str, Callable[[ir.Model], ir.Model]] = {
+    "ort": ort.lower,
+    "openvino": openvino.lower,
+    "tensorrt": tensorrt.lower,
+}
 CANONICAL, FLOAT = "canonical/model.onnx", "float/model.onnx"
+TENSORRT_FLOAT = "tensorrt/float.onnx"
 TWIN_TOLERANCE = 1e-3
 
 
@@ -26,17 +33,27 @@ def graph_path(target: str) -> str:
     return f"{target}/model.onnx"
 
 
-def lower(model: CalibratedModel, original: nn.Module, targets: list[str], folder: Path) -> None:
-    """Write every graph of the bundle under ``folder``.
+def lower(
+    model: CalibratedModel,
+    original: nn.Module,
+    targets: list[str],
+    folder: Path,
+    options: TensorRtOptions | None = None,
+) -> None:
+    """Write every graph of the bundle under ``folder``; TensorRT's with its ``options``, and with a twin of its own.
 
     Raises:
-        IntvitError: a graph is not valid ONNX, or the float twin does not compute what the timm network computes.
+        IntvitError: a graph is not valid ONNX, the float twin does not compute what the timm network computes, or a
+            number of the network does not fit the compute type.
     """
-    canonical = canonical_graph(model)
+    canonical, floating = canonical_graph(model), float_graph(original, model.spec)
     _write(canonical, folder / CANONICAL)
     for target in targets:
-        _write(TARGETS[target](canonical), folder / graph_path(target))
-    _write(float_graph(original, model.spec), folder / FLOAT)
+        made = tensorrt.lower(canonical, options) if target == "tensorrt" else TARGETS[target](canonical)
+        _write(made, folder / graph_path(target))
+    if "tensorrt" in targets:
+        _write(tensorrt.twin(floating, options), folder / TENSORRT_FLOAT)
+    _write(floating, folder / FLOAT)
     _check_twin(folder / FLOAT, original, model.spec.input_size)
 
 

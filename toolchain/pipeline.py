@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from runtime.progress import task
 from toolchain.bundle import write_golden, write_side_files
 from toolchain.lowering import lower
 from toolchain.stages import StageResult, StageStore
+from toolchain.targets.tensorrt import TensorRtOptions
 
 # What a stage's key covers: every module that has a part in its result. A test follows the imports.
 MODEL_CODE = (
@@ -67,7 +68,7 @@ class Job:
 
     Attributes:
         images: how many calibration images. iterations: of the synthesis, None = the method's own.
-        calib_data: folder of real images, for ``--method real`` only.
+        calib_data: folder of real images, for ``--method real`` only. tensorrt: of that dialect.
     """
 
     loaded: LoadedModel
@@ -79,6 +80,12 @@ class Job:
     seed: int
     device: str
     targets: list[str]
+    tensorrt: TensorRtOptions = field(default_factory=TensorRtOptions)
+
+    @property
+    def target_options(self) -> dict[str, dict[str, str]]:
+        """The options of every chosen target that has some."""
+        return {"tensorrt": asdict(self.tensorrt)} if "tensorrt" in self.targets else {}
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -185,13 +192,14 @@ def lower_stage(job: Job, store: StageStore, images: StageResult, calibrated: St
         "images": images.key,
         "weights": job.loaded.digest,
         "targets": job.targets,
+        "options": job.target_options,
         "environment": environment("cpu"),
     }
 
     def work(folder: Path, checkpoints: Path) -> None:
         model = CalibratedModel.load(calibrated.folder)
         original = job.loaded.module.cpu()
-        lower(model, original, job.targets, folder)
+        lower(model, original, job.targets, folder, job.tensorrt)
         write_golden(model, original, golden_images(job, images), folder / "golden/golden.safetensors")
         write_side_files(model, read_pixels(images) if job.recipe.data_free else _noise(job), folder)
 

@@ -93,13 +93,15 @@ def wrong_values(values: dict[str, object], targets: Iterable[str]) -> list[str]
     choices: dict[str, list[str]] = {
         "model": [*SHORT_NAMES, *PACKAGED],
         "method": methods(),
-        "target": [*targets, ",".join(targets)],
+        "target": list(targets),
         "backend": list(BACKENDS),
     }
     for name, allowed in choices.items():
         given = values.get(name)
         for value in given if isinstance(given, list | tuple) else [given]:
-            if value is not None and not str(value).isupper() and value not in allowed and "." not in str(value):
+            parts = str(value).split(",") if name == "target" else [str(value)]
+            known = all(part in allowed for part in parts)
+            if value is not None and not str(value).isupper() and not known and "." not in str(value):
                 wrong.append(f"--{name} {value}")
     bits = values.get("bits")
     if bits is not None and not str(bits).isupper():

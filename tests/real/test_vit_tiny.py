@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from runtime.bundle import Bundle
+from runtime.parity import ENOUGH_FREE_DB, FREE_MARGIN_DB, sqnr_db
+from runtime.rungs import Rung, open_rung
 from tests.conftest import BACKENDS, NO_OPENVINO
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -42,7 +45,16 @@ def build(tmp_path_factory: pytest.TempPathFactory, vit_tiny_checkpoint: Path, p
         if scheme not in done:
             out = root / scheme
             arguments = ["--model", "vit_t", "--checkpoint", str(vit_tiny_checkpoint), "--bits", scheme]
-            arguments += ["--method", "best", "--eval", str(photographs), "--target", "ort,openvino", "--out", str(out)]
+            arguments += [
+                "--method",
+                "best",
+                "--eval",
+                str(photographs),
+                "--target",
+                "ort,openvino,tensorrt",
+                "--out",
+                str(out),
+            ]
             verb("toolchain.build", *arguments, "--cache", str(root / "cache"))
             done[scheme] = Built(out, json.loads((out / "manifest.json").read_text())["reported"])
         return done[scheme]
@@ -86,6 +98,18 @@ def test_parity(build: Any, scheme: str, backend: str, tmp_path: Path) -> None:
     assert found["ok"] and found["logits_sqnr_db"] >= 35
     assert found["taps"][0]["max_lsb"] == 0
     assert all(tap["max_lsb"] <= 1 and tap["mismatch_rate"] < 0.1 for tap in found["taps"])
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_tensorrt_fp16_stays_within_what_quantization_costs(build: Any, scheme: str) -> None:
+    """docs/tensorrt.md: the dialect's FP16, under ONNX Runtime, against the fake-quant model."""
+    bundle = Bundle.open(build(scheme).folder)
+    stored = bundle.file("graph", "tensorrt").read_bytes()
+    dialect = open_rung(Rung("dialect", "in FP16", "tensorrt", lambda _: stored, shifted=True), bundle)
+    golden, name = bundle.golden(), bundle.manifest.output_name
+    allowed = min(sqnr_db(golden.float_logits, golden.logits) - FREE_MARGIN_DB, ENOUGH_FREE_DB)
+    assert sqnr_db(golden.logits, dialect.free(golden, 2)[name]) >= allowed
+    assert sqnr_db(golden.logits, dialect.aligned(golden, 2)[name]) >= 50
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])

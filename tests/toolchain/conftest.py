@@ -28,7 +28,7 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
                 "--budget",
                 "fast",
                 "--target",
-                "ort,openvino",
+                "ort,openvino,tensorrt",
                 "--cache",
                 str(root / "cache"),
                 "--out",

@@ -25,7 +25,7 @@ from toolchain.bundle import GOLDEN, Origin, make_manifest, write_golden, write_
 from toolchain.graph import canonical_graph
 from toolchain.lowering import lower
 
-TARGETS = ["ort", "openvino"]
+TARGETS = ["ort", "openvino", "tensorrt"]
 VIT: dict[str, Any] = {
     "img_size": (16, 24),
     "patch_size": 4,

@@ -1,6 +1,11 @@
 """Graph passes: one a file, each with what it requires, what it does and what it ensures."""
 
+from toolchain.passes.balance_scales import BalanceScales
+from toolchain.passes.block_int4 import BlockInt4
+from toolchain.passes.compute_dtype import ComputeDtype
 from toolchain.passes.expand_int4 import ExpandInt4
+from toolchain.passes.float8 import Float8
 from toolchain.passes.shift_to_zero_point import ShiftToZeroPoint
+from toolchain.passes.widen_int4 import WidenInt4
 
-__all__ = ["ExpandInt4", "ShiftToZeroPoint"]
+__all__ = ["BalanceScales", "BlockInt4", "ComputeDtype", "ExpandInt4", "Float8", "ShiftToZeroPoint", "WidenInt4"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -37,3 +39,29 @@ def drop(graph: ir.Graph, node: ir.Node) -> None:
             continue
         if value.is_initializer() and value.name in graph.initializers:
             del graph.initializers[value.name]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A MatMul with stored weights [K, N], their DequantizeLinear, and that of the activation where it has one."""
+
+    matmul: ir.Node
+    weight: ir.Node
+    activation: ir.Node | None
+
+
+def linears(model: ir.Model) -> list[Linear]:
+    """Every MatMul of the graph whose right factor is dequantized from an initializer."""
+    found = []
+    for node in model.graph:
+        if node.op_type != "MatMul":
+            continue
+        left, right = (_dequantizer(value) for value in node.inputs)
+        if right is not None and right.inputs[0] is not None and right.inputs[0].is_initializer():
+            found.append(Linear(node, right, left))
+    return found
+
+
+def _dequantizer(value: ir.Value | None) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
