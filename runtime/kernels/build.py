@@ -2,7 +2,7 @@
 
 nvcc makes PTX once, for SM 8.0; ptxas makes a cubin of it for each SM. ``kernels.json`` beside them says of which
 sources and with which compiler, and what registers each kernel takes. The PTX says it is version 7.0, the oldest that
-has every instruction in it, and ptxas is given just that: so a driver older than the toolkit, JetPack 6's, takes it too.
+has every instruction in it, and ptxas is given just that: a driver older than the toolkit, JetPack 6's, takes it too.
 """
 
 from __future__ import annotations
@@ -108,6 +108,20 @@ def compile_cubin(ptx: str, unit: str, sm: str) -> tuple[bytes, dict[str, Usage]
         for match in _USAGE.finditer(done.stdout + done.stderr)
     }
     return binary, found
+
+
+def entry(ptx: str, name: str) -> str:
+    """The PTX of one kernel out of a file's: what a plugin embeds instead of all twenty.
+
+    Raises:
+        IntvitError: the file has no kernel of that name.
+    """
+    head, *kernels = re.split(r"^(?=\.visible \.entry )", ptx, flags=re.MULTILINE)
+    for kernel in kernels:
+        if kernel.startswith(f".visible .entry {name}("):
+            body, end, _ = kernel.partition("\n}\n")
+            return head + body + end
+    raise IntvitError(f"the PTX has no kernel {name}", next="make kernels")
 
 
 def build(out: Path, sms: tuple[str, ...] = SMS) -> dict[str, dict[str, Usage]]:

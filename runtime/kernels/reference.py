@@ -39,10 +39,11 @@ def _horner(coefficients: tuple[float, ...], z: Float32) -> Float32:
 def gelu(x: Float32) -> Float32:
     """x times the normal distribution function of x, float32, any shape."""
     edge = np.float32(PHI_EDGE)
-    t = np.clip(x, -edge, edge)
+    from_edge = np.maximum(x, -edge)  # further left x times the function is smaller than 1e-6
+    t = np.minimum(from_edge, edge)
     z = t * t
     phi = np.float32(0.5) + t * _horner(PHI_ABOVE, z) / _horner(PHI_BELOW, z)
-    product: Float32 = x * phi
+    product: Float32 = from_edge * phi
     return product
 
 

@@ -22,7 +22,8 @@ __device__ __forceinline__ float horner(float value, float z, float next) { retu
 // x times the normal distribution function of x, as a rational function; runtime/kernels/reference.py says where the
 // coefficients come from and what the error is.
 __device__ __forceinline__ float gelu(float x) {
-    const float t = minimum(maximum(x, -5.3f), 5.3f);
+    const float above_edge = maximum(x, -5.3f);
+    const float t = minimum(above_edge, 5.3f);
     const float z = multiply(t, t);
     float above = horner(6.261923e-06f, z, 0.00034147417f);
     above = horner(above, z, 0.005698531f);
@@ -33,7 +34,7 @@ __device__ __forceinline__ float gelu(float x) {
     below = horner(below, z, 0.038822424f);
     below = horner(below, z, 0.29714978f);
     below = horner(below, z, 1.0f);
-    return multiply(x, add(0.5f, divide(multiply(t, above), below)));
+    return multiply(above_edge, add(0.5f, divide(multiply(t, above), below)));
 }
 
 // clamp(round(x / step), -128, 127) in the low byte. Adding 1.5 * 2^23 rounds to an integer, to nearest even.

@@ -10,8 +10,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <memory>
@@ -53,16 +51,16 @@ inline Index thread_index, block_index;
 inline std::vector<unsigned char> shared;
 inline bool eager = false;
 inline const char* readable[2][2];  // the two operands copies may read: begin, end
-inline long conflicts = 0;
 using Kernel = void (*)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t);
 inline Kernel kernel;
 inline const uint64_t* arguments;
 
 inline Thread& own() { return *threads[thread_index.x]; }
 inline Warp& own_warp() { return warps[thread_index.x / 32]; }
-inline void fail(const char* text) {
-    std::fprintf(stderr, "emulator: %s\n", text);
-    std::abort();
+inline const char* failure = nullptr;
+inline bool must(bool holds, const char* text) {
+    if (!holds && failure == nullptr) failure = text;
+    return holds;
 }
 inline void yield() {
     const int self = thread_index.x;
@@ -78,7 +76,7 @@ inline void meet(Barrier& barrier) {
     }
 }
 inline void perform(const Copy& copy) {
-    if (copy.to % 16 || copy.to + 16 > shared.size()) fail("a copy outside shared memory");
+    if (!must(copy.to % 16 == 0 && copy.to + 16 <= shared.size(), "a copy to outside shared memory")) return;
     if (!copy.valid) {
         std::memset(&shared[copy.to], 0, 16);
         return;
@@ -86,8 +84,8 @@ inline void perform(const Copy& copy) {
     const char* from = static_cast<const char*>(copy.from);
     bool inside = false;
     for (auto& range : readable) inside |= from >= range[0] && from + 16 <= range[1];
-    if (!inside || reinterpret_cast<uintptr_t>(from) % 16) fail("a copy from outside the operands");
-    std::memcpy(&shared[copy.to], from, 16);
+    inside &= reinterpret_cast<uintptr_t>(from) % 16 == 0;
+    if (must(inside, "a copy from outside the operands")) std::memcpy(&shared[copy.to], from, 16);
 }
 inline void enter() {
     const uint64_t* a = arguments;
@@ -137,13 +135,14 @@ emulator::Warp::Slot& exchange(Put put) {
 }
 
 inline void load_matrices(unsigned (&to)[4], unsigned address) {
+    const bool inside = address % 16 == 0 && address + 16 <= emulator::shared.size();
+    if (!emulator::must(inside, "a matrix row outside shared memory")) address = 0;
     auto& slot = exchange([&](auto& s, int lane) { s.address[lane] = address; });
     const int lane = emulator::thread_index.x & 31;
-    if (address % 16 || address + 16 > emulator::shared.size()) emulator::fail("a matrix row outside shared memory");
     if (lane % 8 == 0) {
         int banks = 0;
         for (int i = 0; i < 8; ++i) banks |= 1 << (slot.address[lane + i] / 16 % 8);
-        emulator::conflicts += banks != 255;
+        emulator::must(banks == 255, "a bank conflict");
     }
     for (int i = 0; i < 4; ++i) {
         std::memcpy(&to[i], &emulator::shared[slot.address[8 * i + lane / 4] + 4 * (lane % 4)], 4);
@@ -208,16 +207,21 @@ inline float half_value(unsigned bits) {
     return static_cast<float>(half);
 }
 
-// Launches a kernel; arguments are pointers and integers, nine at most. Returns how many groups of eight lanes met a bank
-// conflict.
-extern "C" long emulate(emulator::Kernel kernel, const uint64_t* arguments, int grid_x, int grid_y, int block,
+// numerics.cuh's, for a test of it alone.
+inline float divide(float a, float b);
+extern "C" void quotients(const float* a, const float* b, float* q, int count) {
+    for (int i = 0; i < count; ++i) q[i] = divide(a[i], b[i]);
+}
+
+// Launches a kernel; arguments are pointers and integers, nine at most. Returns the first thing that was wrong, or null.
+extern "C" const char* emulate(emulator::Kernel kernel, const uint64_t* arguments, int grid_x, int grid_y, int block,
                         int shared_bytes, int eager, const char* const* readable) {
     using namespace emulator;
     emulator::kernel = kernel;
     emulator::arguments = arguments;
     emulator::eager = eager != 0;
     std::copy(readable, readable + 4, &emulator::readable[0][0]);
-    conflicts = 0;
+    failure = nullptr;
     for (block_index.y = 0; block_index.y < grid_y; ++block_index.y) {
         for (block_index.x = 0; block_index.x < grid_x; ++block_index.x) {
             shared.assign(shared_bytes, 0x5A);
@@ -244,7 +248,7 @@ extern "C" long emulate(emulator::Kernel kernel, const uint64_t* arguments, int 
             }
         }
     }
-    return conflicts;
+    return failure;
 }
 
 #endif
