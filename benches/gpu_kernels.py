@@ -2,9 +2,9 @@
 
 First they must be right: every layer of deit_t/s/b and swin_t, every tile, sums and outputs against numpy, bit by bit;
 one difference and nothing is timed. Then, at deit_s and deit_b shapes, W4A8 and W8A8 with float16 output in every tile,
-the Triton twin, and cuBLAS in float16 with bias (torch's linear): microseconds a call from CUDA graphs replayed in turns,
-going round as many sets of operands as are twice the chip's cache. Last a whole block, ours against torch in float16 with
-its fused attention. Rates are set against the chip's ceilings, measured here and from the datasheet.
+the Triton twin, and cuBLAS in float16 with bias (torch's linear): microseconds a call from CUDA graphs replayed in
+turns, going round as many sets of operands as are twice the chip's cache. Last a whole block, ours against torch in
+float16 with its fused attention. Rates are set against the chip's ceilings, measured here and from the datasheet.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def layer_calls(
     """For each tile, and for the twin, a launch on each set of operands."""
     from toolchain import triton_twin
 
-    base = operands(shape, rows, bits)
+    base = operands(shape, 1, bits)
     scale, bias = (torch.from_numpy(array).cuda() for array in base[2:])
     step = torch.tensor([STEP], device="cuda")
     calls: dict[str, list[Any]] = {name: [] for name in [*tiles, "triton"]}

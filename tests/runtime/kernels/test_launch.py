@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,14 @@ def test_a_refused_launch_is_said(folder: Path) -> None:
 def test_no_gpu_is_said(folder: Path) -> None:
     with pytest.raises(IntvitError, match="no NVIDIA GPU to run the kernels on"):
         Kernels(folder, FakeDriver(fail="cuInit"))
+
+
+@pytest.mark.skipif(find_library("cuda") is not None, reason="there is a CUDA driver here")
+def test_no_driver_is_said(folder: Path) -> None:
+    """cuda-python itself, where there is no libcuda."""
+    pytest.importorskip("cuda.bindings.driver")
+    with pytest.raises(IntvitError, match="no NVIDIA GPU to run the kernels on"):
+        Kernels(folder)
 
 
 def test_an_old_gpu_is_said(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -14,6 +14,7 @@ from runtime.kernels.packing import STEP, pack_int4, pack_int8, padded, unpack_i
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=200)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.int8, SHAPES, elements=st.integers(-7, 7)))
 def test_int4_comes_back(levels: np.ndarray) -> None:
     n, k = levels.shape
@@ -24,6 +25,7 @@ def test_int4_comes_back(levels: np.ndarray) -> None:
     assert not unpack_int4(packed, padded(k))[:, k:].any()
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.int8, SHAPES, elements=st.integers(-7, 7)))
 def test_a_word_holds_four_levels_and_the_four_sixteen_further(levels: np.ndarray) -> None:
     """Masked, and shifted and masked, as the kernel does it: 16 times the values, as int8."""
@@ -38,6 +40,7 @@ def test_a_word_holds_four_levels_and_the_four_sixteen_further(levels: np.ndarra
     np.testing.assert_array_equal(operands, 16 * whole)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.int8, SHAPES, elements=st.integers(-127, 127)))
 def test_int8_is_padded_with_zeros(levels: np.ndarray) -> None:
     n, k = levels.shape

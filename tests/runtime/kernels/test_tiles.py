@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import IntvitError
@@ -36,6 +36,7 @@ def test_every_kernel_has_a_name_of_its_own() -> None:
     assert kernel_name(4, "i8_gelu", TILES[1]) == "intvit_w4a8_i8_gelu_128x128"
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 20000),
     st.integers(1, 4096),
