@@ -163,6 +163,10 @@ def _launch(
     kernels.linear(a, weights, y, scale, bias, gelu=gelu, step=step, tile=tile, stream=stream)
 
 
+def _half(*size: int) -> torch.Tensor:
+    return torch.randn(size, dtype=torch.float16, device="cuda")
+
+
 def time_layer(kernels: Kernels, shape: Shape, batch: int, repeats: int, cache: int) -> dict[str, Any]:
     """Raw microseconds of every way to run one layer on ``batch`` images."""
     rows = shape.tokens * batch
@@ -176,10 +180,8 @@ def time_layer(kernels: Kernels, shape: Shape, batch: int, repeats: int, cache: 
             made = layer_calls(kernels, shape, rows, bits, sets, {tile.name: tile}, "i8")
             variants[f"w{bits}a8 gelu+int8"] = made[tile.name]
     sets = sets_beyond(traffic(shape, batch, 16), cache)
-    half = {"dtype": torch.float16, "device": "cuda"}
     variants["fp16 cublas"] = [
-        partial(F.linear, torch.randn(rows, shape.k, **half), torch.randn(shape.n, shape.k, **half), bias)
-        for bias in torch.randn(sets, shape.n, **half)
+        partial(F.linear, _half(rows, shape.k), _half(shape.n, shape.k), bias) for bias in _half(sets, shape.n)
     ]
     return {"sets": sets, "raw_us": microseconds(variants, repeats)}
 

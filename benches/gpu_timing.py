@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def captured(calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def microseconds(variants: dict[str, Sequence[Callable[[], Any]]], repeats: int) -> dict[str, list[float]]:
+def microseconds(variants: Mapping[str, Sequence[Callable[[], Any]]], repeats: int) -> dict[str, list[float]]:
     """Microseconds a call of each variant, ``repeats`` of them: variants take turns, three rounds do not count."""
     graphs = {name: (captured(calls), len(calls)) for name, calls in variants.items()}
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -6,6 +6,7 @@ process that runs the engine calls :func:`register` before it deserializes, and 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from runtime.errors import IntvitError
 from runtime.kernels.launch import Kernels
 from runtime.kernels.qdp import NAMESPACE
-from runtime.kernels.tiles import DEFAULT_SHARED, TILES
+from runtime.kernels.tiles import DEFAULT_SHARED, TILES, Bits
 
 _VERSION = "1"
 _TYPESTR = {"int8": "|i1", "uint8": "|u1", "float16": "<f2", "float32": "<f4"}
@@ -37,8 +38,11 @@ class DeviceView:
 def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
     """The plugin for a TensorRT module. ``kernels`` is called at the first launch, when a context is there."""
 
-    class Linear(  # type: ignore[misc]
-        trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime
+    class Linear(
+        trt.IPluginV3,
+        trt.IPluginV3OneCore,
+        trt.IPluginV3OneBuild,
+        trt.IPluginV3OneRuntime,  # type: ignore[misc]
     ):
         def __init__(self, name: str, bits: int, gelu: int) -> None:
             for base in (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
@@ -82,7 +86,7 @@ def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
             return bool(desc.format == trt.TensorFormat.LINEAR and desc.type == types[position])
 
         def get_valid_tactics(self) -> list[int]:
-            width = 4 if self.bits == 4 else 8
+            width: Bits = 4 if self.bits == 4 else 8
             return [i + 1 for i, tile in enumerate(TILES) if tile.shared_bytes(width) <= DEFAULT_SHARED]
 
         def set_tactic(self, tactic: int) -> None:
@@ -154,7 +158,7 @@ def register(folder: Path, *, trt: Any = None) -> list[Any]:
     """
     if trt is None:
         try:
-            import tensorrt as trt
+            trt = importlib.import_module("tensorrt")
         except ImportError as error:
             raise IntvitError("there is no TensorRT here", why=str(error), next="install TensorRT 10.3") from error
     if not hasattr(trt, "IPluginV3"):

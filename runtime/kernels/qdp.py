@@ -11,11 +11,14 @@ The tile is a tactic: TensorRT times each that needs no more than 48 KiB of shar
 unasked, and keeps the fastest. TensorRT passes a kernel's arguments as inputs, int32 scalars, outputs: the kernels
 are declared so.
 """
-# No ``from __future__ import annotations``: tensorrt.plugin reads the annotations as objects.
+
+from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, cast
 
 from runtime.errors import IntvitError
@@ -84,41 +87,41 @@ def register(folder: Path) -> None:
         scalars = trtp.SymIntExprs.from_tuple([trtp.SymInt32(size) for size in (m, n, k)])
         return name, entry(texts[bits], name), launch, scalars
 
-    def combination(kinds: str, bits: int) -> Any:
-        return trtp.AutoTuneCombination(kinds, "LINEAR", tactics(bits))
+    def combination(kinds: str, bits: int) -> list[Any]:
+        return [trtp.AutoTuneCombination(kinds, "LINEAR", tactics(bits))]
 
-    returns = tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]
-
-    @trtp.register(f"{NAMESPACE}::linear_f16")  # type: ignore[untyped-decorator]
-    def f16_desc(
-        a: trtp.TensorDesc, w: trtp.TensorDesc, scale: trtp.TensorDesc, bias: trtp.TensorDesc, bits: int, gelu: int
-    ) -> trtp.TensorDesc:
+    def f16_desc(a: Any, w: Any, scale: Any, bias: Any, bits: int, gelu: int) -> Any:
         return output_of(a, w, trt.float16)
 
-    @trtp.autotune(f"{NAMESPACE}::linear_f16")  # type: ignore[untyped-decorator]
-    def f16_autotune(a, w, scale, bias, bits, outputs):  # type: ignore[no-untyped-def]
-        return [combination("INT8, INT8, FP32, FP32, FP16", bits)]
+    def f16_autotune(a: Any, w: Any, scale: Any, bias: Any, bits: int, outputs: Any) -> Any:
+        return combination("INT8, INT8, FP32, FP32, FP16", bits)
 
-    @trtp.aot_impl(f"{NAMESPACE}::linear_f16")  # type: ignore[untyped-decorator]
-    def f16_kernel(a, w, scale, bias, bits, gelu, outputs, tactic) -> returns:  # type: ignore[no-untyped-def, valid-type]
+    def f16_kernel(a: Any, w: Any, scale: Any, bias: Any, bits: int, gelu: int, outputs: Any, tactic: int) -> Any:
         return compiled(bits, gelu, "f16", a, w, tactic)
 
-    @trtp.register(f"{NAMESPACE}::linear_i8")  # type: ignore[untyped-decorator]
-    def i8_desc(
-        a: trtp.TensorDesc,
-        w: trtp.TensorDesc,
-        scale: trtp.TensorDesc,
-        bias: trtp.TensorDesc,
-        step: trtp.TensorDesc,
-        bits: int,
-        gelu: int,
-    ) -> trtp.TensorDesc:
+    def i8_desc(a: Any, w: Any, scale: Any, bias: Any, step: Any, bits: int, gelu: int) -> Any:
         return output_of(a, w, trt.int8)
 
-    @trtp.autotune(f"{NAMESPACE}::linear_i8")  # type: ignore[untyped-decorator]
-    def i8_autotune(a, w, scale, bias, step, bits, outputs):  # type: ignore[no-untyped-def]
-        return [combination("INT8, INT8, FP32, FP32, FP32, INT8", bits)]
+    def i8_autotune(a: Any, w: Any, scale: Any, bias: Any, step: Any, bits: int, outputs: Any) -> Any:
+        return combination("INT8, INT8, FP32, FP32, FP32, INT8", bits)
 
-    @trtp.aot_impl(f"{NAMESPACE}::linear_i8")  # type: ignore[untyped-decorator]
-    def i8_kernel(a, w, scale, bias, step, bits, gelu, outputs, tactic) -> returns:  # type: ignore[no-untyped-def, valid-type]
+    def i8_kernel(
+        a: Any, w: Any, scale: Any, bias: Any, step: Any, bits: int, gelu: int, outputs: Any, tactic: int
+    ) -> Any:
         return compiled(bits, gelu, "i8", a, w, tactic)
+
+    def describe(function: Callable[..., Any], **annotations: Any) -> Callable[..., Any]:
+        """tensorrt.plugin tells tensors from attributes by annotations, which it wants as its own types."""
+        function.__annotations__ = annotations
+        return function
+
+    tensor, attributes = trtp.TensorDesc, {"bits": int, "gelu": int}
+    returned = GenericAlias(tuple, (str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs))
+    for name, inputs, desc, autotune, kernel in (
+        ("linear_f16", ("a", "w", "scale", "bias"), f16_desc, f16_autotune, f16_kernel),
+        ("linear_i8", ("a", "w", "scale", "bias", "step"), i8_desc, i8_autotune, i8_kernel),
+    ):
+        plugin_id = f"{NAMESPACE}::{name}"
+        trtp.register(plugin_id)(describe(desc, **dict.fromkeys(inputs, tensor), **attributes, **{"return": tensor}))
+        trtp.autotune(plugin_id)(describe(autotune))
+        trtp.aot_impl(plugin_id)(describe(kernel, **{"return": returned}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_the_float_block_is_timms() -> None:
     from timm.models.vision_transformer import Block as Theirs
 
     ours = Block(128).eval()
-    theirs = Theirs(128, 2, qkv_bias=True, norm_layer=lambda size: torch.nn.LayerNorm(size, eps=1e-6)).eval()
+    theirs = Theirs(128, 2, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6)).eval()
     for name, other in (("norm1", "norm1"), ("norm2", "norm2"), ("qkv", "attn.qkv"), ("proj", "attn.proj")):
         theirs.get_submodule(other).load_state_dict(ours.get_submodule(name).state_dict())
     for name in ("fc1", "fc2"):
