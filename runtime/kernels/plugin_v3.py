@@ -39,9 +39,9 @@ def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
     """The plugin for a TensorRT module. ``kernels`` is called at the first launch, when a context is there."""
 
     class Linear(
-        trt.IPluginV3,
-        trt.IPluginV3OneCore,
-        trt.IPluginV3OneBuild,
+        trt.IPluginV3,  # type: ignore[misc]
+        trt.IPluginV3OneCore,  # type: ignore[misc]
+        trt.IPluginV3OneBuild,  # type: ignore[misc]
         trt.IPluginV3OneRuntime,  # type: ignore[misc]
     ):
         def __init__(self, name: str, bits: int, gelu: int) -> None:

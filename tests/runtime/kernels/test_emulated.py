@@ -75,10 +75,10 @@ def test_every_output_of_every_tile(bits: Bits, tile: str) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_every_layer_of_the_networks(bits: Bits) -> None:
-    """All sums of one image's tokens and, on 65 of them, the int8 outputs."""
+    """All sums of one image, of 197 tokens where it has more, and, on 65 of them, the int8 outputs."""
     for turn, shape in enumerate(every()):
         tile = TILES[turn % len(TILES)]
-        check(bits, "i32", tile, min(shape.tokens, 784), shape.n, shape.k, False)
+        check(bits, "i32", tile, min(shape.tokens, 197), shape.n, shape.k, False)
         check(bits, "i8_gelu", tile, 65, shape.n, shape.k, False)
 
 
