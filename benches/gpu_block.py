@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benches.gpu_timing import current_stream
 from runtime.kernels.launch import Kernels
 from runtime.kernels.packing import pack_int4, pack_int8
 from runtime.kernels.tiles import Bits
@@ -87,12 +88,12 @@ class IntegerBlock:
         self.qkv, self.branch, self.middle = (buffer(size * width, torch.float16) for size in (3, 1, 1))
 
     def _linear(self, name: str, a: torch.Tensor, y: torch.Tensor, **options: Any) -> None:
-        stream = torch.cuda.current_stream().cuda_stream
-        self.kernels.linear(a, self.packed[name], y, self.scale[name], self.bias[name], stream=stream, **options)
+        scale, bias = self.scale[name], self.bias[name]
+        self.kernels.linear(a, self.packed[name], y, scale, bias, stream=current_stream(), **options)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, width), float16."""
-        stream = torch.cuda.current_stream().cuda_stream
+        stream = current_stream()
         kernels, (first, second) = self.kernels, self.norms
         kernels.layernorm(x, None, *first, None, self.narrow, stream=stream)
         self._linear("qkv", self.narrow, self.qkv)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import typer
 
 from benches.gpu_block import Block, IntegerBlock, signal_to_noise
-from benches.gpu_timing import microseconds, need_gpu
+from benches.gpu_timing import current_stream, microseconds, need_gpu
 from benches.kernel_shapes import TOKENS, VITS, Shape, every, vit
 from benches.record import RESULTS, ROOT, write_result
 from benches.roofline import DATASHEETS, Ceilings, floor_seconds, operations, sets_beyond, traffic
@@ -37,6 +37,7 @@ from runtime.kernels.tiles import OUTPUTS, TILES, WIDTHS, Bits, Output, Tile
 NAME = "gpu_kernels"
 MODELS = ("deit_s", "deit_b")
 BATCHES = (1, 8, 32, 64)
+DEVICE = "cuda"  # tests go through everything but the launches on "cpu"
 STEP = 0.07
 _TORCH = {"i32": torch.int32, "f16": torch.float16, "i8": torch.int8}
 
@@ -89,21 +90,20 @@ def correctness(kernels: Kernels) -> int:
     Raises:
         IntvitError: an element differs.
     """
-    step = torch.tensor([STEP], device="cuda")
+    step = torch.tensor([STEP], device=DEVICE)
     compared = 0
     for shape in every():
         for bits in WIDTHS:
             arrays = operands(shape, shape.tokens, bits)
             sums = reference.accumulate(arrays[0], arrays[1])
-            a, scale, bias = (torch.from_numpy(array).cuda() for array in (arrays[0], *arrays[2:]))
-            weights = torch.from_numpy(packed(arrays[1], bits)).cuda()
+            a, scale, bias = (torch.from_numpy(array).to(DEVICE) for array in (arrays[0], *arrays[2:]))
+            weights = torch.from_numpy(packed(arrays[1], bits)).to(DEVICE)
             for output in OUTPUTS:
-                right = torch.from_numpy(wanted(output, sums, *arrays[2:])).cuda()
+                right = torch.from_numpy(wanted(output, sums, *arrays[2:])).to(DEVICE)
                 for tile in TILES:
                     y = torch.full_like(right, 77)
                     gelu = output.endswith("gelu")
                     kernels.linear(a, weights, y, scale, bias, gelu=gelu, step=step, tile=tile)
-                    torch.cuda.synchronize()
                     different = int((y.view(torch.uint8) != right.view(torch.uint8)).sum())
                     compared += 1
                     if different:
@@ -118,9 +118,9 @@ def correctness(kernels: Kernels) -> int:
 def measured_ceilings(repeats: int) -> Ceilings:
     """What this chip reaches: products of 8192 x 8192 through torch; a copy of 1 GiB, bytes read and written."""
     size = 8192
-    x8, w8 = (torch.randint(-128, 128, (size, size), dtype=torch.int8, device="cuda") for _ in range(2))
-    x16, w16 = (torch.randn((size, size), dtype=torch.float16, device="cuda") for _ in range(2))
-    big = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
+    x8, w8 = (torch.randint(-128, 128, (size, size), dtype=torch.int8, device=DEVICE) for _ in range(2))
+    x16, w16 = (torch.randn((size, size), dtype=torch.float16, device=DEVICE) for _ in range(2))
+    big = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device=DEVICE)
     other = torch.empty_like(big)
     calls = {
         "int8": [partial(torch._int_mm, x8, w8.t())],
@@ -141,14 +141,14 @@ def layer_calls(
     from toolchain import triton_twin
 
     base = operands(shape, 1, bits)
-    scale, bias = (torch.from_numpy(array).cuda() for array in base[2:])
-    step = torch.tensor([STEP], device="cuda")
+    scale, bias = (torch.from_numpy(array).to(DEVICE) for array in base[2:])
+    step = torch.tensor([STEP], device=DEVICE)
     calls: dict[str, list[Any]] = {name: [] for name in [*tiles, "triton"]}
     gelu = output == "i8"
     for _ in range(sets):
-        a = torch.randint(-128, 128, (rows, shape.k), dtype=torch.int8, device="cuda")
-        weights = torch.from_numpy(packed(base[1], bits)).cuda()
-        y = torch.empty((rows, shape.n), dtype=_TORCH[output], device="cuda")
+        a = torch.randint(-128, 128, (rows, shape.k), dtype=torch.int8, device=DEVICE)
+        weights = torch.from_numpy(packed(base[1], bits)).to(DEVICE)
+        y = torch.empty((rows, shape.n), dtype=_TORCH[output], device=DEVICE)
         for name, tile in tiles.items():
             calls[name].append(partial(_launch, kernels, a, weights, y, scale, bias, gelu, step, tile))
         twin = partial(triton_twin.linear, a, weights, output, scale, bias, gelu=gelu, step=step, tile=(128, 128))
@@ -159,12 +159,11 @@ def layer_calls(
 def _launch(
     kernels: Kernels, a: Any, weights: Any, y: Any, scale: Any, bias: Any, gelu: bool, step: Any, tile: Tile
 ) -> None:
-    stream = torch.cuda.current_stream().cuda_stream
-    kernels.linear(a, weights, y, scale, bias, gelu=gelu, step=step, tile=tile, stream=stream)
+    kernels.linear(a, weights, y, scale, bias, gelu=gelu, step=step, tile=tile, stream=current_stream())
 
 
 def _half(*size: int) -> torch.Tensor:
-    return torch.randn(size, dtype=torch.float16, device="cuda")
+    return torch.randn(size, dtype=torch.float16, device=DEVICE)
 
 
 def time_layer(kernels: Kernels, shape: Shape, batch: int, repeats: int, cache: int) -> dict[str, Any]:
@@ -217,8 +216,8 @@ def block_row(kernels: Kernels, model: str, batch: int, repeats: int) -> dict[st
     """A whole block: torch in float16, ours with 8- and 4-bit weights; and how near our outputs are to torch's."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    block = Block(VITS[model]).cuda().half().eval().requires_grad_(False)
-    x = torch.randn((batch, TOKENS, VITS[model]), generator=generator).cuda().half()
+    block = Block(VITS[model]).to(DEVICE).half().eval().requires_grad_(False)
+    x = torch.randn((batch, TOKENS, VITS[model]), generator=generator).to(DEVICE).half()
     ours = {f"w{bits}a8": IntegerBlock(kernels, block, x, bits) for bits in WIDTHS}
     right = block(x)
     near = {name: signal_to_noise(right, made(x)) for name, made in ours.items()}

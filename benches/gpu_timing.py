@@ -26,6 +26,11 @@ def need_gpu(device: str) -> None:
         )
 
 
+def current_stream() -> int:
+    """The stream torch launches on now, as a CUstream; 0 where there is no GPU."""
+    return int(torch.cuda.current_stream().cuda_stream) if torch.cuda.is_available() else 0
+
+
 def captured(calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
     """All calls, in order, as one graph. Each runs twice before, outside it: modules load, buffers are made."""
     side = torch.cuda.Stream()

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,13 @@ import torch
 from benches import gpu_kernels
 from benches.gpu_block import Block, levels_of, signal_to_noise
 from benches.kernel_shapes import Shape
+from benches.record import write_result
 from benches.roofline import DATASHEETS, Ceilings, floor_seconds, operations, sets_beyond, traffic
+from benches.tables import render
+from runtime.errors import IntvitError
 from runtime.kernels import reference
+from runtime.kernels.packing import unpack_int4
+from runtime.kernels.tiles import TILES, WIDTHS, Bits, Tile, choose
 from tests.conftest import REPO
 
 SHAPE = Shape("deit_s", "fc1", 197, 384, 1536)
@@ -71,6 +78,98 @@ def test_the_float_block_is_timms() -> None:
     x = torch.randn(2, 5, 128)
     with torch.no_grad():
         assert signal_to_noise(theirs(x), ours(x)) > 100
+
+
+class OnCpu:
+    """The launcher's methods on CPU tensors, through the numpy reference; keeps no stream, times nothing."""
+
+    wrong = False
+
+    def linear(self, a: Any, weights: Any, y: Any, scale: Any, bias: Any, **options: Any) -> None:
+        levels = weights.numpy()
+        levels = (unpack_int4(levels, a.shape[-1]) if weights.dtype == torch.uint8 else levels)[:, : a.shape[-1]]
+        sums = reference.accumulate(a.numpy().reshape(-1, a.shape[-1]), levels)
+        if y.dtype == torch.int32:
+            made: np.ndarray = sums
+        else:
+            values = reference.dequantize(sums, scale.numpy(), bias.numpy(), with_gelu=options.get("gelu", False))
+            narrow = y.dtype == torch.int8
+            made = reference.quantize(values, float(options["step"])) if narrow else values.astype(np.float16)
+        y.copy_(torch.from_numpy(made + made.dtype.type(self.wrong)).reshape(y.shape))
+
+    def layernorm(
+        self, x: Any, branch: Any, gamma: Any, beta: Any, constants: Any, total: Any, q: Any, stream: int
+    ) -> None:
+        rows = [None if one is None else one.numpy().reshape(-1, x.shape[-1]) for one in (x, branch)]
+        step, epsilon = constants.tolist()
+        added, levels = reference.layernorm(*rows, gamma.numpy(), beta.numpy(), epsilon, step)  # type: ignore[arg-type]
+        q.copy_(torch.from_numpy(levels).reshape(q.shape))
+        if total is not None:
+            total.copy_(torch.from_numpy(added).reshape(total.shape))
+
+    def quantize(self, x: Any, step: Any, q: Any, stream: int) -> None:
+        q.copy_(torch.from_numpy(reference.quantize(x.float().numpy(), float(step))))
+
+    def choose(self, m: int, n: int, k: int, bits: Bits) -> Tile:
+        return choose(m, n, k, bits, "90", 132)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> OnCpu:
+    """Tensors on the CPU, each variant called once and said to take 2 microseconds, float16 3, Triton's not at all."""
+
+    def once(variants: dict[str, Any], repeats: int) -> dict[str, list[float]]:
+        for name, calls in variants.items():
+            if not name.endswith("triton"):
+                calls[-1]()
+        return {name: [3.0 if "fp16" in name else 2.0] * repeats for name in variants}
+
+    monkeypatch.setattr(gpu_kernels, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_kernels, "microseconds", once)
+    return OnCpu()
+
+
+def test_correctness_compares_everything_and_finds_a_wrong_bit(on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "every", lambda: [Shape("tiny", "fc", 5, 32, 48)])
+    with torch.inference_mode():
+        assert gpu_kernels.correctness(on_cpu) == 2 * 5 * 4  # type: ignore[arg-type]
+        on_cpu.wrong = True
+        with pytest.raises(IntvitError, match="a kernel is wrong on this GPU"):
+            gpu_kernels.correctness(on_cpu)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layer", ["proj", "fc1"])
+def test_a_layers_row(on_cpu: OnCpu, layer: str) -> None:
+    shape = Shape("tiny", layer, 5, 32, 48)
+    with torch.inference_mode():
+        timed = gpu_kernels.time_layer(on_cpu, shape, 2, 3, cache=0)  # type: ignore[arg-type]
+    fused = {"w4a8 gelu+int8", "w8a8 gelu+int8"} if layer == "fc1" else set()
+    tiles = {f"w{bits}a8 {name}" for bits in WIDTHS for name in [*(tile.name for tile in TILES), "triton"]}
+    assert timed["raw_us"].keys() == tiles | fused | {"fp16 cublas"}
+    chip = Ceilings(1e12, 5e11, 1e18, "")
+    row = gpu_kernels.layer_row(timed, shape, 2, on_cpu, chip)  # type: ignore[arg-type]
+    assert row["w4a8"]["speedup"] == 1.5
+    assert row["w8a8"]["tops"] == pytest.approx(2 * 10 * 32 * 48 / 2e-6 / 1e12)
+    assert row["w8a8"]["of_floor"] == pytest.approx(row["w8a8"]["tops"])
+
+
+def test_a_block_with_integer_layers_is_near_the_float_one(
+    on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_kernels, "VITS", {"tiny": 128})
+    with torch.inference_mode():
+        row = gpu_kernels.block_row(on_cpu, "tiny", 2, 3)  # type: ignore[arg-type]
+        timed = gpu_kernels.time_layer(on_cpu, Shape("tiny", "fc1", 5, 32, 48), 1, 3, cache=0)  # type: ignore[arg-type]
+    assert row["sqnr_db"]["w8a8"] > 35
+    assert 15 < row["sqnr_db"]["w4a8"] < row["sqnr_db"]["w8a8"]
+    assert row["speedup"] == {"w8a8": 1.5, "w4a8": 1.5}
+    layer = gpu_kernels.layer_row(timed, Shape("tiny", "fc1", 5, 32, 48), 1, on_cpu, DATASHEETS["NVIDIA H200"])  # type: ignore[arg-type]
+    gpu = {"name": "NVIDIA Fake", "sm": "90", "processors": 132, "nvidia_smi": {}}
+    measured = DATASHEETS["NVIDIA H200"].as_json()
+    record = {"gpu": gpu, "compared": 40, "measured": measured, "rows": [layer], "blocks": [row]}
+    write_result("gpu_kernels", record, results=tmp_path)
+    assert "| tiny | fc1 |" in render("gpu_kernels", tmp_path)
+    assert "| tiny |" in render("gpu_blocks", tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
