@@ -12,7 +12,7 @@ TEST_THREADS := OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} OMP_NUM_THREADS=$${
 TEST_PROCESSES ?= -n 2 --dist loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint bench docs clean
+.PHONY: help setup demo test test-all lint bench docs kernels clean
 
 help:
 	@echo "make demo      quantize a small real model, check it, time it (minutes, no training data)"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint      ruff check, ruff format --check, mypy"
 	@echo "make bench     measure again what benches/results lacks (BENCHFLAGS=--force: everything)"
 	@echo "make docs      write the measured tables into README.md and docs/"
+	@echo "make kernels   compile the CUDA kernels for every SM into build/kernels (needs nvcc, no GPU)"
 	@echo "make clean     remove build products, keep .venv"
 
 setup: .venv/.installed
@@ -78,6 +79,9 @@ bench: .venv/.installed
 
 docs: .venv/.installed
 	$(PY) -m benches.tables
+
+kernels: .venv/.installed
+	$(PY) -m runtime.kernels.build --out build/kernels
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

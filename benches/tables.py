@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benches import calibration_tables, engine_tables, plan_tables, synthesis_tables
+from benches import calibration_tables, engine_tables, gpu_tables, plan_tables, synthesis_tables
 from benches.markdown import markdown
 from benches.quality_tables import quality
 from benches.record import RESULTS, ROOT, read_result
@@ -160,9 +160,12 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "synthesis_speed": synthesis_tables.speed,
     "head_similarity": head_similarity,
     "trt_plans": plan_tables.plans,
+    "gpu_kernels": gpu_tables.layers,
+    "gpu_blocks": gpu_tables.blocks,
 }
 SOURCES: dict[str, Callable[[], str]] = {"lint_rules": lint_rules}  # tables for which nothing is measured
-RECORDS = {"synthesis_sets": "synthesis_accuracy"}  # tables made from the record of another name
+# tables made from the record of another name
+RECORDS = {"synthesis_sets": "synthesis_accuracy", "gpu_blocks": "gpu_kernels"}
 
 
 def render(name: str, results: Path = RESULTS) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("calib", "toolchain", "runtime")
-TARGETS = ("demo", "test", "test-all", "lint", "bench", "docs", "clean")
+TARGETS = ("demo", "test", "test-all", "lint", "bench", "docs", "kernels", "clean")
 BASE = {"numpy", "onnxruntime", "pillow", "pydantic", "rich", "typer", "safetensors"}
 EXTRAS = {
     "build": {"torch", "timm", "onnx", "onnx-ir", "matplotlib", "jinja2"},

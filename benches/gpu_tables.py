@@ -1,0 +1,45 @@
+"""The tables of benches/gpu_kernels.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benches.markdown import markdown
+
+Record = dict[str, Any]
+
+
+def _chip(record: Record) -> str:
+    gpu, chip = record["gpu"], record["measured"]
+    driver = gpu["nvidia_smi"].get("driver_version", "unknown")
+    return (
+        f"{gpu['name']}, SM {gpu['sm']}, {gpu['processors']} multiprocessors, driver {driver}. Measured ceilings: "
+        f"{chip['int8'] / 1e12:.0f} int8 TOPS, {chip['f16'] / 1e12:.0f} float16 TFLOPS, {chip['bandwidth'] / 1e12:.2f} "
+        f"TB/s. {record['compared']} launches gave numpy's bits before anything was timed.\n\n"
+    )
+
+
+def layers(record: Record) -> str:
+    """A row a layer and batch: microseconds in the tile that was chosen, speed-up over float16, share of the floor."""
+    head = ["model", "layer", "batch", "FP16 µs"]
+    head += [f"{name} {what}" for name in ("W8A8", "W4A8") for what in ("µs", "× FP16", "of floor", "tile (fastest)")]
+    rows = []
+    for row in record["rows"]:
+        cells = [row["model"], row["layer"], str(row["batch"]), f"{row['fp16_us']:.1f}"]
+        for ours in (row["w8a8"], row["w4a8"]):
+            tile = f"{ours['chosen']} ({ours['fastest']})"
+            cells += [f"{ours['us']:.1f}", f"{ours['speedup']:.2f}", f"{100 * ours['of_floor']:.0f} %", tile]
+        rows.append(cells)
+    return _chip(record) + markdown(head, rows, left=2)
+
+
+def blocks(record: Record) -> str:
+    """A row a model and batch: microseconds of a whole block."""
+    head = ["model", "batch", "torch FP16 µs", "W8A8 µs", "× FP16", "dB", "W4A8 µs", "× FP16", "dB"]
+    rows = []
+    for row in record["blocks"]:
+        cells = [row["model"], str(row["batch"]), f"{row['us']['fp16 torch']:.1f}"]
+        for name in ("w8a8", "w4a8"):
+            cells += [f"{row['us'][name]:.1f}", f"{row['speedup'][name]:.2f}", f"{row['sqnr_db'][name]:.1f}"]
+        rows.append(cells)
+    return _chip(record) + markdown(head, rows, left=1)
