@@ -60,6 +60,7 @@ bench: .venv/.installed
 	$(PY) -m benches.train_reference --check
 	$(PY) -m benches.cpu_latency $(BENCHFLAGS)
 	$(PY) -m benches.cpu_engines $(BENCHFLAGS)
+	$(PY) -m benches.lowering_cost $(BENCHFLAGS)
 	$(PY) -m benches.head_similarity
 	@if [ -d $(REAL_DATA) ]; then \
 		$(PY) -m benches.real_accuracy $(BENCHFLAGS) && \
