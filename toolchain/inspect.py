@@ -14,17 +14,18 @@ from typer import Option
 
 from runtime import cli
 from runtime.backends.base import backend_class
-from runtime.backends.ort import optimized_bytes
+from runtime.backends.ort import make_session, optimized_bytes
 from runtime.bundle import Bundle
 from runtime.execution import INTEGER_KERNELS, execution, warnings
 from runtime.files import atomic_write_json
 from runtime.manifest import Layer
-from runtime.onnx_wire import INT8, UINT8, Graph, Node, read_graph
+from runtime.onnx_wire import INT8, UINT8, Graph, Node, read_graph, with_extra_outputs
 from toolchain import inspect_openvino
 from toolchain import profile as profiling
 from toolchain.inspection import Inspection, LayerRow
 
 TYPES = {INT8: "s8", UINT8: "u8"}
+FLOAT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 
 def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) -> Inspection:
@@ -40,7 +41,8 @@ def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) ->
 def _inspect_ort(bundle: Bundle) -> Inspection:
     path = bundle.file("graph", "ort")
     source = path.read_bytes()
-    optimized = read_graph(optimized_bytes(source, where=str(path)))
+    executed = optimized_bytes(source, where=str(path))
+    optimized = read_graph(executed)
     stored = read_graph(source)
     rows = tuple(_row(layer, optimized, stored) for layer in bundle.manifest.layers)
     found = execution(optimized, bundle.manifest.layers)
@@ -48,7 +50,16 @@ def _inspect_ort(bundle: Bundle) -> Inspection:
         layers=rows,
         operators=dict(sorted(found.operators.items())),
         warnings=tuple(warnings(found)),
+        float_operators=_float_operators(executed, optimized, where=str(path)),
     )
+
+
+def _float_operators(executed: bytes, graph: Graph, *, where: str) -> dict[str, int]:
+    """How many nodes of each operator give a float tensor, by ONNX Runtime's own types; nothing is run."""
+    producer = {name: node.op_type for node in graph.nodes for name in node.outputs[:1]}
+    session = make_session(with_extra_outputs(executed, list(producer)), threads=1, optimize=False, where=where)
+    made = [producer[value.name] for value in session.get_outputs() if value.type in FLOAT_TYPES]
+    return dict(sorted(Counter(made).items()))
 
 
 def _row(layer: Layer, optimized: Graph, stored: Graph) -> LayerRow:
@@ -72,7 +83,9 @@ def _kernel_name(node: Node, graph: Graph) -> str:
     if node.op_type not in INTEGER_KERNELS:
         return f"{node.op_type}, float32"
     known = [graph.constant.get(name) for name in (*node.inputs, *[""] * 6)[:6]]
-    left, right = (TYPES.get(value.data_type, "?") if value else "?" for value in (known[4], known[1] or known[5]))
+    zeros = (2, 3) if node.op_type == "MatMulInteger" else (4, 5)
+    kinds = (known[zeros[0]], known[1] or known[zeros[1]])
+    left, right = (TYPES.get(value.data_type, "?") if value else "?" for value in kinds)
     return f"{node.op_type}, {left} x {right}"
 
 
@@ -106,6 +119,8 @@ def _show(found: Inspection, backend: str, console: Console) -> None:
     share = 100 * found.integer_mac_fraction
     kernels = dict(Counter(row.executed_as for row in found.layers if row.integer))
     console.print(f"{share:.1f} % of the MACs of these layers run on integer kernels: {kernels or 'none'}")
+    if found.float_operators is not None:
+        console.print(f"operators that give float tensors: {found.float_operators}", highlight=False, soft_wrap=True)
     for line in found.warnings:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
 

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from calib.calibrated import CalibratedModel
+from calib.scheme import Scheme
 from runtime.errors import IntvitError
 from toolchain.graph import canonical_graph, float_graph
 from toolchain.targets import openvino, ort
 
 TARGETS = {"ort": ort.lower, "openvino": openvino.lower}
+INTEGER_ONLY = ("ort",)  # targets that run a graph without float (``+int``) exactly
 CANONICAL, FLOAT = "canonical/model.onnx", "float/model.onnx"
 TWIN_TOLERANCE = 1e-3
 
@@ -26,12 +28,30 @@ def graph_path(target: str) -> str:
     return f"{target}/model.onnx"
 
 
+def require_exact(scheme: Scheme, targets: list[str]) -> None:
+    """Refuse targets on which ``+int`` would not be the integers it promises, before any work is done.
+
+    Raises:
+        IntvitError: one of ``targets`` cannot carry ``scheme``.
+    """
+    refused = [target for target in targets if target not in INTEGER_ONLY]
+    if scheme.integer and refused:
+        raise IntvitError(
+            f"{refused[0]} cannot run {scheme}",
+            where=f"--target {refused[0]}",
+            why="its runtime has no exact 64-bit integer arithmetic with integer matrix products",
+            next=f"--target {','.join(INTEGER_ONLY)}; its bundle holds the canonical graph too",
+        )
+
+
 def lower(model: CalibratedModel, original: nn.Module, targets: list[str], folder: Path) -> None:
     """Write every graph of the bundle under ``folder``.
 
     Raises:
-        IntvitError: a graph is not valid ONNX, or the float twin does not compute what the timm network computes.
+        IntvitError: a target cannot carry the scheme, a graph is not valid ONNX, or the float twin does not compute what
+            the timm network computes.
     """
+    require_exact(model.scheme, targets)
     canonical = canonical_graph(model)
     _write(canonical, folder / CANONICAL)
     for target in targets:
