@@ -73,7 +73,7 @@ class Inspection:
         return sum(row.macs for row in self.layers if row.integer) / max(sum(row.macs for row in self.layers), 1)
 
     def to_json(self) -> dict[str, Any]:
-        """The fixed keys, and ``operators``, ``float_operators``, ``linear_weight_bytes``, ``warnings``, ``milliseconds``."""
+        """The fixed keys, and beside them operators, the bytes of the weights, warnings and milliseconds."""
         return {
             "integer_mac_fraction": self.integer_mac_fraction,
             "layers": [asdict(row) for row in self.layers],

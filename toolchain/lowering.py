@@ -48,8 +48,8 @@ def lower(model: CalibratedModel, original: nn.Module, targets: list[str], folde
     """Write every graph of the bundle under ``folder``.
 
     Raises:
-        IntvitError: a target cannot carry the scheme, a graph is not valid ONNX, or the float twin does not compute what
-            the timm network computes.
+        IntvitError: a target cannot carry the scheme, a graph is not valid ONNX, or the float twin does not compute
+            what the timm network computes.
     """
     require_exact(model.scheme, targets)
     canonical = canonical_graph(model)

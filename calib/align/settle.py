@@ -1,8 +1,8 @@
 """Fix the integers of a network that is to compute without float (``+int``), once its quantizers are set.
 
-Two kinds of steps are chosen here, from the largest values the float network shows on the calibration images: one power of
-two for the residual stream, and one step a block for what GELU reads, 16 bits. All other numbers follow from the quantizers
-that calibration has set.
+Two kinds of steps are chosen here, from the largest values the float network shows on the calibration images: one
+power of two for the residual stream, and one step a block for what GELU reads, 16 bits. All other numbers follow from
+the quantizers that calibration has set.
 """
 
 from __future__ import annotations

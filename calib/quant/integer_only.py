@@ -1,9 +1,9 @@
 """The modules of a network that computes in integers from the image's quantizer to the head's sums (``+int``).
 
-Each is a float module until calibration has quantized its piece and ``settle`` has fixed its integers; then it takes and
-gives float32 tensors that stand for integers: levels times a step. Steps are powers of two in the residual stream, where
-float32 additions of such numbers are exact, and levels stay below 2^20 elsewhere, where ``round(x / step)`` finds them
-again. So timm's code runs unchanged between the modules, and every integer is the graph's.
+Each is a float module until calibration has quantized its piece and ``settle`` has fixed its integers; then it takes
+and gives float32 tensors that stand for integers: levels times a step. The step is a power of two in the residual
+stream, where float32 additions of such numbers are exact; levels are at most 2^20 elsewhere, where ``round(x / step)``
+finds them again. So timm's code runs unchanged between the modules, and every integer is the graph's.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class ShiftGelu(nn.Module):
     """ShiftGELU: reads 16-bit integers, gives the next layer's levels, its scale per channel included.
 
     Attributes:
-        in_step: () float32, of the 16-bit integers. quantized: False = exact GELU in float; True = its straight-line form
-        in float, until ``settle`` has been called.
+        in_step: () float32, of the 16-bit integers. quantized: False = exact GELU in float; True = its straight-line
+        form in float, until ``settle`` has been called.
     """
 
     in_step: Tensor

@@ -1,10 +1,10 @@
 """Softmax, GELU and LayerNorm on integers alone, and the rescaling between them (``+int``): I-ViT's functions.
 
-Li and Gu, "I-ViT: Integer-only Quantization for Efficient Vision Transformer Inference" (ICCV 2023): Shiftmax, ShiftGELU
-and I-LayerNorm. What is taken: 2^-f is the straight line 1 - f/2 within each octave; one division a row and multiplications
-for the rest; the integer square root by Newton's steps; dyadic multipliers m 2^-e. What is not, and why
-(docs/decisions/0020-integer-only.md): exponents are brought to one fixed-point base-2 format by the dyadic multiplier
-itself, so that every range below holds whatever the steps are.
+Li and Gu, "I-ViT: Integer-only Quantization for Efficient Vision Transformer Inference" (ICCV 2023): Shiftmax,
+ShiftGELU and I-LayerNorm. What is taken: 2^-f is the straight line 1 - f/2 within each octave; one division a row and
+multiplications for the rest; the integer square root by Newton's steps; dyadic multipliers m 2^-e. What is not
+(docs/decisions/0020-integer-only.md): the dyadic multiplier itself brings exponents to one fixed-point format in base
+2, so that every range below holds whatever the steps are.
 
 All tensors are int64, every result is exact, and every function says what it needs and what it gives. No intermediate
 value reaches 2^62. ``toolchain.graph.integer`` writes the same operations as ONNX nodes.
@@ -128,8 +128,8 @@ def normalised(x: Tensor, epsilon: int) -> Tensor:
     Times sqrt(C) 2^-29 it has variance 1. The mean is rounded to a whole number: at most half a unit off.
 
     Args:
-        x: |x| <= 2^23, C <= 4096. So the sum of squares is below 2^61. epsilon: C times LayerNorm's own, in squared units:
-            1 .. 2^60.
+        x: |x| <= 2^23, C <= 4096. So the sum of squares is at most 2^60. epsilon: C times LayerNorm's own, in squared
+            units: 1 .. 2^60.
     """
     channels = x.shape[-1]
     d = x - torch.div(x.sum(-1, keepdim=True) + channels // 2, channels, rounding_mode="floor")

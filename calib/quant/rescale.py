@@ -14,8 +14,8 @@ class Rescale(nn.Module):
     """A dyadic rescaling of int64 sums to levels: ``clamp(floor((x m + o) / 2^e), low, high)``.
 
     Buffers:
-        multiplier, offset: (N,) or (1,) int64. shift: () int64, -1 until ``fix``. low, high, zero: () int64, ends of the
-        levels and the level that stands for 0. step: (N,) or (1,) float32, of a level.
+        multiplier, offset: (N,) or (1,) int64. shift: () int64, -1 until ``fix``. low, high, zero: () int64, ends of
+        the levels and the level that stands for 0. step: (N,) or (1,) float32, of a level.
     """
 
     multiplier: Tensor

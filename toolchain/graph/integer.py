@@ -1,14 +1,16 @@
 """The nodes of a network without float (``+int``): what ``calib.quant.integers`` computes, operation by operation.
 
-Tensors between the nodes are int64: products need it, and every stored value fits int32. An int8 tensor is made by a Cast
-right before each product, ``MatMulInteger``, and is the tap. A shift by e bits is an exact division by 2^e; where the number
-may be negative, 2^62 is added before and taken off after, since ONNX's integer Div truncates towards zero and a shift does
-not. Float are the image's QuantizeLinear, and the scale and bias of the head's sums.
+Tensors between the nodes are int64: products need it, and every value that stays fits int32. An int8 tensor is made by
+a Cast right before each product, ``MatMulInteger``, and is the tap. A shift by e bits is an exact division by 2^e;
+where the number may be negative, 2^62 is added before and taken off after, since ONNX's integer Div truncates towards
+zero and a shift does not. Float are the image's QuantizeLinear, and the scale and bias of the head's sums.
+
+On x86 ONNX Runtime 1.31.1 compares only the lower halves of some int64 in Min, Max, Clip and ReduceMax
+(microsoft/onnxruntime#25280), and its ReduceSum is no longer exact from 2^53 on: so Less and Where, int32 under
+ReduceMax, and MatMul with a column of ones for the sum of squares.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -43,7 +45,7 @@ def cast(b: Builder, x: ir.Value, to: ir.DataType, output: str | None = None) ->
 
 
 def binary(b: Builder, op_type: str, x: ir.Value, other: ir.Value | int) -> ir.Value:
-    """Add, Sub, Mul, Div, Min or Max of int64 tensors; ``other`` may be a number."""
+    """Add, Sub, Mul or Div of int64 tensors; ``other`` may be a number."""
     made: ir.Value = b.op(op_type, [x, number(b, other) if isinstance(other, int) else other])
     return made
 
@@ -61,7 +63,18 @@ def rescaled(b: Builder, name: str, x: ir.Value, rescale: Rescale, correction: n
     x = b.op("Mul", [x, vector(b, f"{name}.multiplier", multiplier)])
     x = b.op("Add", [x, vector(b, f"{name}.offset", offset + (1 << LIFT))])
     x = shifted(b, x, int(rescale.shift), lifted=True)
-    made: ir.Value = b.op("Clip", [x, number(b, int(rescale.low)), number(b, int(rescale.high))])
+    return smaller(b, larger(b, x, number(b, int(rescale.low))), number(b, int(rescale.high)))
+
+
+def smaller(b: Builder, x: ir.Value, other: ir.Value) -> ir.Value:
+    """The minimum of two int64 tensors."""
+    made: ir.Value = b.op("Where", [b.op("Less", [x, other], dtype=ir.DataType.BOOL), x, other], dtype=INT64)
+    return made
+
+
+def larger(b: Builder, x: ir.Value, other: ir.Value) -> ir.Value:
+    """The maximum of two int64 tensors."""
+    made: ir.Value = b.op("Where", [b.op("Greater", [x, other], dtype=ir.DataType.BOOL), x, other], dtype=INT64)
     return made
 
 
@@ -95,7 +108,7 @@ def power(b: Builder, distance: ir.Value, exponent: tuple[int, int]) -> ir.Value
     """``integers.power(integers.exponent(...))`` of distances >= 0."""
     multiplier, shift = exponent
     t = binary(b, "Add", binary(b, "Mul", distance, multiplier), integers.half(shift))
-    t = binary(b, "Min", binary(b, "Div", t, 1 << shift), integers.OCTAVES << integers.FRACTION)
+    t = smaller(b, binary(b, "Div", t, 1 << shift), number(b, integers.OCTAVES << integers.FRACTION))
     octave = 1 << integers.FRACTION
     whole = binary(b, "Div", t, octave)
     fraction = b.op("Sub", [t, binary(b, "Mul", whole, octave)])
@@ -107,8 +120,8 @@ def power(b: Builder, distance: ir.Value, exponent: tuple[int, int]) -> ir.Value
 
 def shiftmax(b: Builder, scores: ir.Value, exponent: tuple[int, int]) -> tuple[ir.Value, ir.Value]:
     """``integers.shiftmax``: levels and sums."""
-    peak = b.op("ReduceMax", [scores, b.ints([-1])], {"keepdims": 1})
-    e = power(b, b.op("Sub", [peak, scores]), exponent)
+    peak = b.op("ReduceMax", [cast(b, scores, ir.DataType.INT32), b.ints([-1])], {"keepdims": 1})
+    e = power(b, b.op("Sub", [cast(b, peak, INT64), scores]), exponent)
     levels = binary(b, "Mul", e, integers.PROBABILITY)
     levels = binary(b, "Div", binary(b, "Add", levels, integers.ONE // 2), integers.ONE)
     return levels, b.op("ReduceSum", [e, b.ints([-1])], {"keepdims": 1})
@@ -135,11 +148,11 @@ def layer_norm(b: Builder, name: str, norm: IntLayerNorm, x: ir.Value) -> ir.Val
     b.scope = name
     channels = norm.normalized_shape[0]
     lift = 1 << 40  # times C it is above the sum of C levels
-    last: dict[str, Any] = {"keepdims": 1}
-    total = b.op("ReduceSum", [x, b.ints([-1])], last)
+    total = b.op("ReduceSum", [x, b.ints([-1])], {"keepdims": 1})
     total = binary(b, "Add", total, channels // 2 + channels * lift)
     d = b.op("Sub", [x, binary(b, "Sub", binary(b, "Div", total, channels), lift)])
-    squares = binary(b, "Add", b.op("ReduceSum", [b.op("Mul", [d, d]), b.ints([-1])], last), norm.epsilon)
+    ones = b.const(f"ones_{channels}", np.ones((channels, 1), dtype=np.int64))
+    squares = binary(b, "Add", b.op("MatMul", [b.op("Mul", [d, d]), ones]), norm.epsilon)
     factor = b.op("Div", [number(b, 1 << integers.NORM), _root(b, squares)])
     y = shifted(b, b.op("Mul", [d, factor]), integers.NORM_SHIFT)
     return rescaled(b, name, y, norm.rescale)
@@ -153,7 +166,7 @@ def _root(b: Builder, values: ir.Value) -> ir.Value:
     k: ir.Value = b.op("Gather", [starts, b.op("ReduceSum", [above, b.ints([-1])], {"keepdims": 1})], {"axis": 0})
     for _ in range(integers.NORM_STEPS):
         step = binary(b, "Div", b.op("Add", [k, b.op("Div", [values, k])]), 2)
-        k = b.op("Min", [k, step])
+        k = smaller(b, k, step)
     return k
 
 

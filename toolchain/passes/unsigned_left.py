@@ -1,7 +1,8 @@
 """The left operand of every integer product becomes unsigned: the same sums, on x86's fast kernels.
 
-``MatMulInteger(a int8, b int8)`` becomes ``MatMulInteger(a + 128 as uint8, b, 128, 0)``. ONNX Runtime's product of signed
-with signed is 40 times slower there (``toolchain.lint``'s rule s8s8-operator). The int8 tensor stays, and stays the tap.
+``MatMulInteger(a int8, b int8)`` becomes ``MatMulInteger(a + 128 as uint8, b, 128, 0)``. ONNX Runtime's product of
+signed with signed is many times slower there (``toolchain.lint``'s rule s8s8-operator has the figures). The int8 tensor
+stays, and stays the tap.
 """
 
 from __future__ import annotations

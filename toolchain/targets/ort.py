@@ -1,7 +1,8 @@
 """The ONNX Runtime dialect: the canonical graph in the form that reaches ORT's integer kernels on x86 and ARM.
 
 Signed QDQ stays as it is: on x86 ORT itself turns the activations unsigned and takes its U8S8 kernels, on ARM S8S8 is
-native. The products of graphs without float (``+int``) are written by hand, and made unsigned here. Biases are (1, 1, N), because a 1-D bias lets MatMulAddFusion turn the layer into a float Gemm.
+native. The products of graphs without float (``+int``) are written by hand, and made unsigned here. Biases are
+(1, 1, N), because a 1-D bias lets MatMulAddFusion turn the layer into a float Gemm.
 """
 
 from __future__ import annotations
