@@ -17,7 +17,7 @@ from calib.align.inputs import in_batches
 from calib.network import Network
 from calib.quant import integers
 from calib.quant.families import Segment, block_names, is_swin, sites
-from calib.quant.integer_only import integer_parts
+from calib.quant.integer_only import IntLayerNorm, integer_parts
 from calib.quant.quantizer import levels
 from calib.quant.rescale import Rescale
 
@@ -67,7 +67,7 @@ def settle(student: Network, piece: Segment) -> None:
         for token in _tokens(student):
             token.copy_((token / stream).round() * stream)
         for name in STREAM_NORMS:
-            if isinstance(norm := _part(student, name), nn.LayerNorm):
+            if isinstance(norm := _part(student, name), IntLayerNorm):
                 norm.settle(stream, stream, edges)
     for site in piece.sites:
         layer, parent = student.get_submodule(site.name), site.name.rpartition(".")[0]

@@ -56,7 +56,9 @@ class QuantProduct(nn.Module):
 class IntProduct(QuantProduct):
     """A product whose result is the integer sum itself, once ``whole`` says so: float64, exact."""
 
-    whole = False
+    def __init__(self, bits: int, by_row: bool = False) -> None:
+        super().__init__(bits, by_row)
+        self.whole = False
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """(..., M, K) and (..., K, N) to (..., M, N); the operands are what their quantizers read."""

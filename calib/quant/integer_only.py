@@ -108,6 +108,9 @@ class IntAttention(QuantAttention):
         mix: from the mixed values to the levels that proj reads. quantized: as ShiftGelu's.
     """
 
+    qk: IntProduct
+    pv: IntProduct
+
     def __init__(self, attn: Network, bits: int) -> None:
         super().__init__(attn, bits)
         self.qk, self.pv = IntProduct(bits), IntProduct(bits, by_row=True)
