@@ -64,7 +64,7 @@ def test_every_integer_of_a_free_run_is_the_fake_quant_models(made: Make, networ
     assert result.quantization_sqnr_db > (5 if scheme.startswith("w4a4") else 20)
 
 
-@pytest.mark.parametrize("network", ["vit_digits", "swin"])
+@pytest.mark.parametrize("network", ["vit_digits", pytest.param("swin", marks=pytest.mark.slow)])
 def test_no_rung_of_the_ladder_differs_in_a_bit(made: Make, network: str) -> None:
     _, bundle = made(network, "w8a8+int")
     result = climb(bundle, threads=1)
