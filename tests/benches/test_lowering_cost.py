@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benches import lowering_cost, tables
+from benches.record import read_result
 from runtime.errors import IntvitError
 
 FILES = [("ort/model.onnx", 11_000_000), ("canonical/model.onnx", 11_100_000), ("float/model.onnx", 88_000_000)]
@@ -59,3 +60,13 @@ def test_rows_come_from_the_second_lowering_and_are_kept(tmp_path: Path) -> None
 def test_a_cost_that_is_the_first_builds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IntvitError, match="not done again"):
         lowering_cost.measure_all(["deit_s"], ["w8a8"], execute=Build(rerun=False), results=tmp_path)
+
+
+def test_what_is_recorded_is_within_the_limits() -> None:
+    """deit_s at most 13.5 MB with 4-bit and 24.5 MB with 8-bit weights; deit_b lowered in 20 s and 4 GiB."""
+    record = read_result(lowering_cost.NAME)
+    assert record is not None
+    rows = {(row["model"], row["scheme"]): row for row in record["rows"]}
+    assert rows["deit_s", "w4a8"]["ort_bytes"] <= 13.5e6 and rows["deit_s", "w8a8"]["ort_bytes"] <= 24.5e6
+    for scheme in lowering_cost.SCHEMES:
+        assert rows["deit_b", scheme]["seconds"] <= 20 and rows["deit_b", scheme]["peak_mib"] <= 4096
