@@ -58,6 +58,7 @@ lint: .venv/.installed
 
 bench: .venv/.installed
 	$(PY) -m benches.train_reference --check
+	$(PY) -m benches.bench_repeat
 	$(PY) -m benches.cpu_latency $(BENCHFLAGS)
 	$(PY) -m benches.cpu_engines $(BENCHFLAGS)
 	$(PY) -m benches.lowering_cost $(BENCHFLAGS)

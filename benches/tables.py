@@ -15,6 +15,7 @@ import typer
 
 from benches import calibration_tables, engine_tables, synthesis_tables
 from benches.markdown import markdown
+from benches.quality_tables import quality
 from benches.record import RESULTS, ROOT, read_result
 from runtime.cli import run
 from runtime.errors import IntvitError
@@ -166,6 +167,7 @@ def _sentence(text: str) -> str:
 
 TABLES: dict[str, Callable[[Record], str]] = {
     "real_accuracy": real_accuracy,
+    "bench_quality": quality,
     "cpu_latency": cpu_latency,
     "cpu_engines": engine_tables.engines,
     "lowering_cost": lowering_cost,

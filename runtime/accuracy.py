@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime import cli, machine
-from runtime.backends.base import Images, Logits, open_engine
+from runtime.backends.base import Images, Logits, open_pair
 from runtime.bundle import Bundle
 from runtime.dataset import Sample, Unreadable, batches, load_folder
 from runtime.files import atomic_write_json
@@ -45,6 +45,7 @@ class Accuracy:
         top1, top5: of the engine.
         images: how many pictures were read.
         baseline_top1, baseline_top5: of the float twin on the same pictures.
+        twin_precision: what the twin computes in.
         agreement: pictures for which both give the same first class.
         stderr: paired standard error of ``top1 - baseline_top1``, from the differences picture by picture.
         unreadable: (path, reason) of the pictures skipped.
@@ -65,6 +66,7 @@ class Accuracy:
     engine: Predictions
     baseline: Predictions
     paths: tuple[Path, ...]
+    twin_precision: str = "float32"
 
     def to_json(self) -> dict[str, Any]:
         """The fixed keys, and ``baseline_top5`` and ``unreadable`` (path and reason) beside them."""
@@ -128,17 +130,17 @@ def evaluate(
 ) -> Accuracy:
     """Measure the engine and its float twin on the pictures of a folder (see :func:`runtime.dataset.load_folder`).
 
-    ``options`` of the backend go to the engine; the twin keeps the defaults, so that it stays the float32 reference.
+    ``options`` of the backend go to the engine; the twin keeps its precision, so that it stays the float reference.
 
     Raises:
         IntvitError: unknown backend or class folder, no pictures, or more than 1 % of them unreadable.
     """
     samples = load_folder(data, bundle.classes(), limit=limit)
-    engine = open_engine(bundle, backend, threads=threads, options=options)
-    twin = open_engine(bundle, backend, threads=threads, twin=True)
+    engine, twin = open_pair(bundle, backend, threads=threads, options=options)
     try:
         rule = bundle.manifest.preprocess
         (mine, baseline), labels, paths, unreadable = predict([engine.run, twin.run], samples, rule, batch=batch)
+        twin_precision = twin.describe().get("float", "float32")
     finally:
         engine.close()
         twin.close()
@@ -156,6 +158,7 @@ def evaluate(
         engine=mine,
         baseline=baseline,
         paths=paths,
+        twin_precision=twin_precision,
     )
 
 
@@ -165,11 +168,11 @@ def show(result: Accuracy, console: Console) -> None:
     for column in ("", "top-1 %", "top-5 %"):
         table.add_column(column, justify="right" if column else "left")
     table.add_row("integer engine", f"{result.top1:.2f}", f"{result.top5:.2f}")
-    table.add_row("float32 twin", f"{result.baseline_top1:.2f}", f"{result.baseline_top5:.2f}")
+    table.add_row(f"{result.twin_precision} twin", f"{result.baseline_top1:.2f}", f"{result.baseline_top5:.2f}")
     console.print(table)
     lost = result.top1 - result.baseline_top1
     console.print(
-        f"{lost:+.2f} points against float32 (standard error {result.stderr:.2f}); "
+        f"{lost:+.2f} points against {result.twin_precision} (standard error {result.stderr:.2f}); "
         f"same first class for {result.agreement:.2f} % of the pictures",
         highlight=False,
         soft_wrap=True,

@@ -2,14 +2,14 @@
 
 The compiled engine skips the library's optimizer at every later load (OpenVINO: for a batch of 1). It is used only
 where the graph, the library, the CPU's features and the options are those it was compiled with; it computes the same
-bits.
+bits. TensorRT runs nothing but engines built so, on the very GPU; its float16 twin is built beside each.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,21 +23,15 @@ from runtime.backends.base import Images, Logits, backend_class, refuse_external
 from runtime.backends.openvino_nodes import executed_nodes
 from runtime.backends.openvino_nodes import execution as openvino_execution
 from runtime.backends.ort import compile_inputs, fused, make_session, optimized_bytes
+from runtime.backends.tensorrt import CompiledRole, compile_engines
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.execution import Execution, execution, warnings
-from runtime.files import atomic_write_bytes, sha256_bytes
+from runtime.files import atomic_write_text, sha256_bytes
 from runtime.manifest import Manifest
 from runtime.onnx_wire import read_graph
-from runtime.registry import (
-    ENGINES,
-    EngineRecord,
-    Registry,
-    compile_key,
-    find_engine,
-    forget_registry,
-    save_registry,
-)
+from runtime.parity import sqnr_db
+from runtime.registry import ENGINES, EngineRecord, add_engine, compile_key, difference, find_engine
 
 
 @dataclass(frozen=True)
@@ -121,20 +115,21 @@ _TOOLS = {
 }
 
 
-def _difference(library: str, old: EngineRecord | None, inputs: dict[str, Any]) -> str:
-    if old is None:
-        return f"no engine for {library} yet"
-    changed = [
-        f"{name} {_short(old.inputs.get(name))} -> {_short(inputs.get(name))}"
-        for name in sorted({*old.inputs, *inputs})
-        if old.inputs.get(name) != inputs.get(name)
-    ]
-    return "changed: " + "; ".join(changed) if changed else "--force"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:12] + "..."
+def show_tensorrt(bundle: Bundle, done: Sequence[CompiledRole], console: Console) -> None:
+    """Print what was built, how far each engine's logits are from its reference's, and what to run next."""
+    golden, table = bundle.golden(), Table(title="TensorRT engines of this device")
+    for column in ("engine", "MB", "built because", "dB from its reference"):
+        table.add_column(column, justify="right" if column == "MB" else "left")
+    for one in done:
+        reference = golden.logits if one.role == "integer" else golden.float_logits
+        what = "integer" if one.role == "integer" else f"{one.precision} twin"
+        far = f"{sqnr_db(reference, one.logits):.1f}"
+        table.add_row(what, f"{one.record.bytes / 1e6:.1f}", one.reason, far)
+        console.print(one.record.path, markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+    lost = sqnr_db(golden.float_logits, golden.logits)
+    line = f"quantization itself leaves {lost:.1f} dB between the two references, the fake-quant and the float network"
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def _check_same(tools: _Tools, bundle: Bundle, graph: bytes, engine: bytes, where: str) -> None:
@@ -151,7 +146,7 @@ def _check_same(tools: _Tools, bundle: Bundle, graph: bytes, engine: bytes, wher
 
 
 def compile_bundle(bundle: Bundle, *, backend: str = "ort", force: bool = False) -> Compiled:
-    """Make sure the bundle holds an engine of ``backend`` for this machine.
+    """Make sure the bundle holds an engine of ``backend``, "ort" or "openvino", for this machine.
 
     The engine is compared with the plain graph on the golden images before it is registered, and replaces any other
     engine of that backend in the bundle.
@@ -160,6 +155,8 @@ def compile_bundle(bundle: Bundle, *, backend: str = "ort", force: bool = False)
         IntvitError: the graph does not load, the two disagree, or the bundle cannot be written to.
     """
     backend_class(backend)
+    if backend not in _TOOLS:
+        raise IntvitError(f"{backend} engines are compiled by another function", why="use its own compile_engines")
     tools, entry = _TOOLS[backend], bundle.entry("graph", backend)
     inputs = tools.inputs(entry.sha256)
     present = find_engine(bundle.engines, backend, inputs)
@@ -167,7 +164,7 @@ def compile_bundle(bundle: Bundle, *, backend: str = "ort", force: bool = False)
         found = tools.execution((bundle.root / present.path).read_bytes(), bundle.manifest)
         return Compiled(present, found, "up to date", built=False)
     previous = next((record for record in bundle.engines if record.backend == backend), None)
-    reason = _difference(tools.library, previous, inputs)
+    reason = difference(tools.library, previous, inputs)
     source = bundle.root / entry.path
     graph = source.read_bytes()
     refuse_external(graph, str(source))
@@ -185,13 +182,7 @@ def compile_bundle(bundle: Bundle, *, backend: str = "ort", force: bool = False)
         inputs=inputs,
         kernels=found.integer_kernels,
     )
-    forget_registry(bundle.root)
-    atomic_write_bytes(bundle.root / path, data)
-    others = [old for old in bundle.engines if old.backend != backend]
-    save_registry(bundle.root, Registry(engines=[*others, record]))
-    for stale in (bundle.root / ENGINES).glob(f"{backend}-*"):
-        if stale.name != f"{backend}-{key}":
-            shutil.rmtree(stale, ignore_errors=True)
+    add_engine(bundle.root, bundle.engines, record, data, lambda old: old.backend == backend)
     return Compiled(record, found, reason, built=True)
 
 
@@ -216,10 +207,26 @@ def main(
     bundle: cli.BundleArgument,
     backend: cli.BackendOption = "ort",
     force: Annotated[bool, typer.Option("--force", help="Compile again even when nothing differs.")] = False,
+    option: cli.EngineOption = None,
+    layers: Annotated[
+        Path | None, typer.Option("--layers", metavar="FILE", help="Write TensorRT's account of its layers as JSON.")
+    ] = None,
     debug: cli.DebugOption = False,
 ) -> None:
     """Compile the bundle's integer graph for this machine and say what runs as integer."""
-    show(compile_bundle(Bundle.open(bundle), backend=backend, force=force), Console())
+    options, opened = cli.parse_options(option), Bundle.open(bundle)
+    if backend == "tensorrt":
+        done = compile_engines(opened, options, force=force)
+        show_tensorrt(opened, done, Console())
+        if layers is not None:
+            atomic_write_text(layers, done[0].layers_json)
+        return
+    if layers is not None:
+        raise IntvitError("only TensorRT's engines give an account of their layers", where="--layers")
+    if options:
+        why = f"an engine of {backend} is compiled for the default options"
+        raise IntvitError("compile has no options for this backend", where="--option", why=why)
+    show(compile_bundle(opened, backend=backend, force=force), Console())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from runtime.onnx_wire import Graph, Node
 INTEGER_KERNELS = frozenset(
     {
         "MatMulIntegerToFloat",
+        "QAttention",
         "QGemm",
         "QLinearMatMul",
         "MatMulInteger",

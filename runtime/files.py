@@ -102,3 +102,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def user_cache() -> Path:
+    """Where this user's files that can be made again lie: ``$INTVIT_CACHE``, ``$XDG_CACHE_HOME/intvit``, or
+    ``~/.cache/intvit``.
+    """
+    chosen = os.environ.get("INTVIT_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intvit"

@@ -21,9 +21,10 @@ from runtime import machine
 from runtime.backends.base import open_engine
 from runtime.bundle import Bundle
 from runtime.golden import Golden
+from runtime.onnx_retype import float_type
 from runtime.onnx_wire import INT8
 from runtime.operations import operations
-from runtime.parity import MAX_LSB, MAX_MISMATCH_PERCENT, MIN_LOGITS_SQNR_DB, TapParity, require_taps, sqnr_db
+from runtime.parity import LOGITS_SQNR_DB, MAX_LSB, MAX_MISMATCH_PERCENT, TapParity, require_taps, sqnr_db
 from runtime.quantizers import Quantizer
 from runtime.rungs import Model, Rung, Tensors, levels_apart, open_rung, rungs_of
 
@@ -65,6 +66,7 @@ class Step:
         logits_exact: the logits from golden integers have the same bits.
         judged: its figures must keep the limits. Quantization itself (float to fake-quant) is shown, not judged.
         taps: in execution order; none for the float rungs.
+        precision: what the rung's float parts compute in. In half precision the taps are shown and not judged.
     """
 
     rung: str
@@ -75,6 +77,7 @@ class Step:
     logits_exact: bool
     judged: bool
     taps: tuple[StepTap, ...]
+    precision: str = "float32"
 
     @property
     def exact(self) -> bool:
@@ -86,8 +89,9 @@ class Step:
         """Where the two part first: a tap's name, "logits", or empty."""
         if not self.judged:
             return ""
-        bad = next((tap.name for tap in self.taps if not tap.ok), "")
-        return bad or ("" if self.logits_sqnr_db >= MIN_LOGITS_SQNR_DB else "logits")
+        judged = self.taps if self.precision == "float32" else ()
+        bad = next((tap.name for tap in judged if not tap.ok), "")
+        return bad or ("" if self.logits_sqnr_db >= LOGITS_SQNR_DB[self.precision] else "logits")
 
     @property
     def verdict(self) -> str:
@@ -98,7 +102,7 @@ class Step:
             much = f"{tap.max_lsb} LSB, {tap.mismatch_rate:.4f} % of the values"
             rule = "it must be exact" if tap.must_be_exact else f"at most {MAX_LSB} LSB and 0.1 % are allowed"
             return f"{self.rung} parts from {self.against} at tap {at!r}: {much}; {rule}"
-        need = f"{self.logits_sqnr_db:.1f} dB, at least {MIN_LOGITS_SQNR_DB:.0f} needed"
+        need = f"{self.logits_sqnr_db:.1f} dB, at least {LOGITS_SQNR_DB[self.precision]:.0f} needed"
         return f"{self.rung} parts from {self.against} at the logits: {need}" if at else ""
 
 
@@ -202,6 +206,7 @@ def _step(one: Rung, below: _Trace, above: _Trace) -> Step:
         logits_exact=np.array_equal(below.aligned_logits, above.aligned_logits),
         judged=True,
         taps=tuple(taps),
+        precision=float_type(above.model.graph) if above.model is not None else "float32",
     )
 
 

@@ -25,6 +25,10 @@ INTEGER_FLAGS = (
     "i8mm",
     "sve",
 )
+# The instruction sets that decide whether a 16-bit float path pays, in /proc/cpuinfo's spelling.
+HALF_FLAGS = ("amx_bf16", "amx_fp16", "avx512_bf16", "avx512_fp16", "bf16", "asimdhp")
+# Any of these multiplies bfloat16 matrices in hardware.
+_FAST_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
 # Any of these multiplies u8 by s8 into 32 bits without a saturating 16-bit step.
 _EXACT_X86 = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
@@ -66,6 +70,16 @@ def cpu_flags() -> frozenset[str]:
 def integer_flags() -> list[str]:
     """The members of :data:`INTEGER_FLAGS` this processor has, sorted."""
     return sorted(cpu_flags().intersection(INTEGER_FLAGS))
+
+
+def half_flags() -> list[str]:
+    """The members of :data:`HALF_FLAGS` this processor has, sorted."""
+    return sorted(cpu_flags().intersection(HALF_FLAGS))
+
+
+def fast_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (AMX, AVX-512 or ARM's BF16)."""
+    return bool(cpu_flags() & _FAST_BF16)
 
 
 def is_x86() -> bool:

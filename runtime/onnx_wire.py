@@ -32,7 +32,7 @@ _MODEL_GRAPH, _MODEL_OPSET = 7, 8
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
-_ATTR_NAME, _ATTR_INT, _ATTR_INTS = 1, 3, 8
+_ATTR_NAME, _ATTR_FLOAT, _ATTR_INT, _ATTR_INTS = 1, 2, 3, 8
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 2, 5, 8, 9, 14
 
 CutTo: TypeAlias = tuple[str, int, Sequence["int | str"]]
@@ -43,7 +43,7 @@ class Node:
     """One operator: ``domain`` is empty for the standard operators; missing optional inputs are empty names.
 
     ``attributes`` are the serialised AttributeProto messages, sorted, so that equal attributes compare equal;
-    ``integers`` are the integer ones among them, single ones as one number, by name.
+    ``integers`` are the integer ones among them, single ones as one number, by name; ``floats`` the single floats.
     """
 
     op_type: str
@@ -53,6 +53,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: tuple[bytes, ...] = ()
     integers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    floats: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _numbers(kind: int, value: int, payload: memoryview) -> list[int]:
 def _node(data: memoryview) -> Node:
     inputs, outputs, attributes, name, op_type, domain = [], [], [], "", "", ""
     integers: dict[str, tuple[int, ...]] = {}
+    floats: dict[str, float] = {}
     for number, kind, _, payload in fields(data):
         if kind != BYTES:
             continue
@@ -142,19 +144,24 @@ def _node(data: memoryview) -> Node:
             domain = text(payload)
         elif number == _NODE_ATTRIBUTE:
             attributes.append(bytes(payload))
-            integers.update(_integer_attribute(payload))
+            key, whole, broken = _attribute(payload)
+            integers.update({key: whole} if whole else {})
+            floats.update({key: broken} if broken is not None else {})
     domain = "" if domain == "ai.onnx" else domain
-    return Node(op_type, name, domain, tuple(inputs), tuple(outputs), tuple(sorted(attributes)), integers)
+    return Node(op_type, name, domain, tuple(inputs), tuple(outputs), tuple(sorted(attributes)), integers, floats)
 
 
-def _integer_attribute(data: memoryview) -> dict[str, tuple[int, ...]]:
-    name, values = "", list[int]()
+def _attribute(data: memoryview) -> tuple[str, tuple[int, ...], float | None]:
+    """Name, integers and single float of an attribute, whichever of the two it has."""
+    name, values, single = "", list[int](), None
     for number, kind, value, payload in fields(data):
         if number == _ATTR_NAME:
             name = text(payload)
         elif number in (_ATTR_INT, _ATTR_INTS) and kind in (VARINT, BYTES):
             values += _numbers(kind, value, payload)
-    return {name: tuple(values)} if values else {}
+        elif number == _ATTR_FLOAT and kind == FIXED32:
+            (single,) = struct.unpack("<f", payload)
+    return name, tuple(values), single
 
 
 def _initializer(data: memoryview) -> Initializer:
@@ -269,7 +276,8 @@ def with_extra_outputs(model: bytes, names: Collection[str]) -> bytes:
     return _rewrite(model, None, b"".join(bytes_field(_GRAPH_OUTPUT, text_field(1, name)) for name in new))
 
 
-def _typed_input(name: str, elem_type: int, dims: Sequence[int | str]) -> bytes:
+def typed_input(name: str, elem_type: int, dims: Sequence[int | str]) -> bytes:
+    """The graph's field for an input of that name, TensorProto element type and shape; a text dim is symbolic."""
     shape = b"".join(
         bytes_field(1, text_field(2, dim) if isinstance(dim, str) else number_field(1, dim)) for dim in dims
     )
@@ -295,4 +303,4 @@ def cut(model: bytes, tensors: Mapping[str, CutTo]) -> bytes:
             parts.append(text_field(_NODE_INPUT, target[0]) if target else copy_field(number, kind, value, payload))
         return b"".join(parts)
 
-    return _rewrite(model, rewired, b"".join(_typed_input(*target) for target in tensors.values()))
+    return _rewrite(model, rewired, b"".join(typed_input(*target) for target in tensors.values()))

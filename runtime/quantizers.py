@@ -23,6 +23,7 @@ _QUANTIZE, _DEQUANTIZE, _CAST = "QuantizeLinear", "DequantizeLinear", "Cast"
 # Integer products: for each operand, which input holds its integers and which its zero point.
 _OPERANDS: dict[str, tuple[tuple[int, int], ...]] = {
     "MatMulIntegerToFloat": ((0, 4), (1, 5)),
+    "QAttention": ((0, 6), (1, 7)),
     "MatMulInteger": ((0, 2), (1, 3)),
     "QLinearMatMul": ((0, 2), (3, 5)),
     "QGemm": ((0, 2), (3, 5)),
@@ -156,3 +157,18 @@ def locate(taps: Sequence[Tap], plain: Graph, executed: Graph, *, where: str) ->
             raise IntvitError(f"cannot read the integers of tap {tap.name!r}", where=where, why=why)
         found.append(Quantizer(tap, place.tensor, constant.data_type, zero_point - tap.zero_point))
     return found
+
+
+def symmetric(taps: Sequence[Tap], graph: Graph, *, where: str) -> list[Quantizer]:
+    """The taps in a graph that runs as it is stored: each its own int8 QuantizeLinear, zero point 0.
+
+    Raises:
+        IntvitError: a tap is not in the graph, or is no such quantizer.
+    """
+    for tap in taps:
+        node = graph.producer.get(tap.tensor)
+        zero = graph.constant.get(node.inputs[2]) if node is not None and len(node.inputs) > 2 else None
+        if node is None or node.op_type != _QUANTIZE or zero is None or zero.data_type != INT8 or zero.scalar():
+            why = f"no QuantizeLinear with an int8 zero point of 0 makes {tap.tensor!r}"
+            raise IntvitError("a tap is not in the graph", where=where, why=why, next="build the bundle again")
+    return [Quantizer(tap, tap.tensor, INT8, 0) for tap in taps]

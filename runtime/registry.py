@@ -6,7 +6,8 @@ cut short: it is ignored, so no engine it names is used and the next ``compile``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,3 +100,43 @@ def save_registry(root: Path, registry: Registry) -> None:
     forget_registry(root)
     atomic_write_bytes(root / ENGINES / REGISTRY, data)
     atomic_write_text(root / ENGINES / REGISTRY_DIGEST, sha256_bytes(data) + "\n")
+
+
+def difference(library: str, old: EngineRecord | None, inputs: dict[str, Any]) -> str:
+    """Why an engine is built where ``old`` is: one line that names every input that differs."""
+    if old is None:
+        return f"no engine for {library} yet"
+    changed = [
+        f"{name} {_short(old.inputs.get(name))} -> {_short(inputs.get(name))}"
+        for name in sorted({*old.inputs, *inputs})
+        if old.inputs.get(name) != inputs.get(name)
+    ]
+    return "changed: " + "; ".join(changed) if changed else "--force"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:12] + "..."
+
+
+def add_engine(
+    root: Path,
+    engines: Sequence[EngineRecord],
+    record: EngineRecord,
+    data: bytes,
+    replaces: Callable[[EngineRecord], bool],
+) -> list[EngineRecord]:
+    """Write an engine and register it beside ``engines``, without those it ``replaces``, whose files are removed.
+
+    Raises:
+        IntvitError: the bundle cannot be written to; no engine of it is used then.
+    """
+    kept = [old for old in engines if old.key != record.key and not replaces(old)]
+    forget_registry(root)
+    atomic_write_bytes(root / record.path, data)
+    save_registry(root, Registry(engines=[*kept, record]))
+    used = {(root / one.path).parent.name for one in (*kept, record)}
+    for folder in (root / ENGINES).iterdir():
+        if folder.is_dir() and folder.name not in used:
+            shutil.rmtree(folder, ignore_errors=True)
+    return [*kept, record]

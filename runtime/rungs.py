@@ -15,6 +15,8 @@ import numpy.typing as npt
 from runtime.backends.base import backend_class, refuse_external
 from runtime.backends.openvino import OpenVinoEngine
 from runtime.backends.ort import OrtEngine, compiled_engine, optimized_bytes
+from runtime.backends.tensorrt import TensorRtEngine
+from runtime.backends.trt.engines import graph_bytes, graph_of
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.golden import Golden
@@ -96,12 +98,19 @@ def _engine(bundle: Bundle, stored: bytes) -> bytes:
     return optimized_bytes(stored, where=str(bundle.file("graph", "ort")))
 
 
+def _tensorrt(bundle: Bundle) -> bytes:
+    """The bundle's graph for TensorRT, or the canonical one where it was built without."""
+    return graph_bytes(bundle, graph_of(bundle, "integer"))
+
+
 RUNGS: tuple[Rung, ...] = (
     Rung("canonical", "the canonical graph, ONNX Runtime's optimizer off", "", _canonical, shifted=True),
     Rung("dialect", "ONNX Runtime's dialect, optimizer off", "ort", _dialect, exact=True),
     Rung("engine", "what ONNX Runtime executes", "ort", _dialect, _engine),
     Rung("dialect", "OpenVINO's dialect under ONNX Runtime", "openvino", _openvino, shifted=True, exact=True),
     Rung("engine", "what OpenVINO executes", "openvino", _openvino, run=OpenVinoEngine.run_graph, shifted=True),
+    Rung("dialect", "TensorRT's dialect under ONNX Runtime", "tensorrt", _tensorrt, shifted=True, exact=True),
+    Rung("engine", "what TensorRT executes", "tensorrt", _tensorrt, run=TensorRtEngine.run_graph, shifted=True),
 )
 
 

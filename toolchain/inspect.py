@@ -82,10 +82,12 @@ def _executing(layer: Layer, optimized: Graph) -> Node | None:
 def _kernel_name(node: Node, graph: Graph) -> str:
     if node.op_type not in INTEGER_KERNELS:
         return f"{node.op_type}, float32"
-    known = [graph.constant.get(name) for name in (*node.inputs, *[""] * 6)[:6]]
-    zeros = (2, 3) if node.op_type == "MatMulInteger" else (4, 5)
-    kinds = (known[zeros[0]], known[1] or known[zeros[1]])
-    left, right = (TYPES.get(value.data_type, "?") if value else "?" for value in kinds)
+    # The place of the activation's zero point; the weight's is next.
+    zero = {"QAttention": 6, "MatMulInteger": 2}.get(node.op_type, 4)
+    known = [graph.constant.get(name) for name in (*node.inputs, *[""] * 8)[:8]]
+    left, right = (
+        TYPES.get(value.data_type, "?") if value else "?" for value in (known[zero], known[1] or known[zero + 1])
+    )
     return f"{node.op_type}, {left} x {right}"
 
 

@@ -19,6 +19,7 @@ from runtime.quantizers import Quantizer
 BACKENDS: dict[str, str] = {
     "ort": "runtime.backends.ort:OrtEngine",
     "openvino": "runtime.backends.openvino:OpenVinoEngine",
+    "tensorrt": "runtime.backends.tensorrt:TensorRtEngine",
 }
 
 Images = npt.NDArray[np.float32]
@@ -51,12 +52,21 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Backend, versions, threads and options as JSON values, for the record."""
+        """Backend, versions, threads and options as JSON values, for the record.
+
+        ``float``: what its float parts compute in, where that is not float32.
+        """
         ...
 
 
 class EngineClass(Protocol):
-    """How a backend opens the models of a bundle, and how its integers are read."""
+    """How a backend opens the models of a bundle, and how its integers are read.
+
+    Attributes:
+        twin_options: the options that hold for the twin too; the others are of the integer engine alone.
+    """
+
+    twin_options: frozenset[str]
 
     def open(
         self,
@@ -66,7 +76,7 @@ class EngineClass(Protocol):
         twin: bool = False,
         options: Mapping[str, str] | None = None,
     ) -> Engine:
-        """The bundle's integer engine, or its float32 twin. ``threads`` None: the physical cores available.
+        """The bundle's integer engine, or its float twin. ``threads`` None: the physical cores available.
 
         Args:
             options: the backend's own, by name, as texts.
@@ -124,12 +134,34 @@ def open_engine(
     twin: bool = False,
     options: Mapping[str, str] | None = None,
 ) -> Engine:
-    """Open the bundle's integer engine (or its float32 ``twin``) on a backend.
+    """Open the bundle's integer engine (or its float ``twin``) on a backend.
 
     Raises:
         IntvitError: unknown backend or option, no graph for it, or the graph does not load.
     """
     return backend_class(backend).open(bundle, threads=threads, twin=twin, options=options)
+
+
+def open_pair(
+    bundle: Bundle,
+    backend: str = "ort",
+    *,
+    threads: int | None = None,
+    options: Mapping[str, str] | None = None,
+) -> tuple[Engine, Engine]:
+    """The integer engine and its float twin, to be compared: the twin gets those ``options`` that are not precision's.
+
+    Raises:
+        IntvitError: as :func:`open_engine`; nothing stays open then.
+    """
+    shared = backend_class(backend).twin_options
+    engine = open_engine(bundle, backend, threads=threads, options=options)
+    try:
+        kept = {name: value for name, value in (options or {}).items() if name in shared}
+        return engine, open_engine(bundle, backend, threads=threads, twin=True, options=kept)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def refuse_external(model: bytes, where: str) -> None:

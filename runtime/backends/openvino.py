@@ -15,8 +15,8 @@ from runtime import machine
 from runtime.backends.base import Images, Logits, check_images, check_logits, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
-from runtime.onnx_wire import INT8, Graph, read_graph
-from runtime.quantizers import Quantizer
+from runtime.onnx_wire import read_graph
+from runtime.quantizers import Quantizer, symmetric
 from runtime.registry import EngineRecord, find_engine
 
 KEPT_BATCHES = 2
@@ -166,6 +166,7 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    twin_options: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -263,8 +264,7 @@ class OpenVinoEngine:
         """See :meth:`runtime.backends.base.EngineClass.tapped`: the stored graph; an output more leaves the kernels."""
         path = bundle.file("graph", "openvino")
         model = path.read_bytes()
-        graph = read_graph(model)
-        return model, [Quantizer(tap, _tap(graph, tap.tensor, str(path)), INT8, 0) for tap in bundle.manifest.taps]
+        return model, symmetric(bundle.manifest.taps, read_graph(model), where=str(path))
 
     @staticmethod
     def run_graph(
@@ -279,13 +279,3 @@ class OpenVinoEngine:
             return {name: np.array(found[name]) for name in names}
         except Exception as error:
             raise IntvitError("OpenVINO failed while running", where=where, why=str(error)) from error
-
-
-def _tap(graph: Graph, tensor: str, where: str) -> str:
-    """``tensor``, once it is found to be the int8 result, zero point 0, of a QuantizeLinear: the golden integers."""
-    node = graph.producer.get(tensor)
-    zero = graph.constant.get(node.inputs[2]) if node is not None and len(node.inputs) > 2 else None
-    if node is None or node.op_type != "QuantizeLinear" or zero is None or zero.data_type != INT8 or zero.scalar():
-        why = f"no QuantizeLinear with an int8 zero point of 0 makes {tensor!r}"
-        raise IntvitError("a tap is not in the graph", where=where, why=why, next="build the bundle again")
-    return tensor

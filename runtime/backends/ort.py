@@ -17,7 +17,7 @@ from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import write_error
 from runtime.fusions import VERSION as FUSIONS
-from runtime.fusions import fold_biases, fuse_attention
+from runtime.fusions import fold_biases, fuse_attention, join_qkv
 from runtime.onnx_wire import read_graph
 from runtime.quantizers import Quantizer, locate
 from runtime.registry import EngineRecord, find_engine
@@ -39,8 +39,10 @@ def graph_options() -> dict[str, str]:
     return options | ({"session.x64quantprecision": "1"} if machine.saturating_u8s8() else {})
 
 
-def run_options() -> dict[str, str]:
+def run_options(spin_wait: bool = True) -> dict[str, str]:
     """The session settings that change only how its threads wait: they spin during a run and stop at its end.
+
+    Without ``spin_wait`` they sleep whenever there is nothing to do.
 
     Measured on 2 idle cores (Xeon with AMX, ONNX Runtime 1.31.1, 2 threads, 12 blocks of width 384, batch 1), two
     sessions taking turns; median / p90 in ms, integer and float32:
@@ -49,7 +51,21 @@ def run_options() -> dict[str, str]:
         no spinning            8.1 /  8.5    20.3 / 21.4
     So stopping is both fair and fast. On cores shared with another busy process spinning of any kind doubles the time.
     """
-    return {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop": "1"}
+    return {"session.intra_op.allow_spinning": "1" if spin_wait else "0", "session.force_spinning_stop": "1"}
+
+
+def parse_spin_wait(options: Mapping[str, str] | None) -> bool:
+    """The backend's one option, ``spin_wait=on`` (the default) or ``off``.
+
+    Raises:
+        IntvitError: another option, or another value.
+    """
+    given = dict(options or {})
+    value = given.pop("spin_wait", "on")
+    if given or value not in ("on", "off"):
+        why = f"got {', '.join(given) or f'spin_wait={value}'}"
+        raise IntvitError("unknown option of the ort backend", where="--option", why=why, next="spin_wait=on or off")
+    return value == "on"
 
 
 def make_session(
@@ -59,6 +75,7 @@ def make_session(
     optimize: bool = True,
     save_to: Path | None = None,
     profile_to: Path | None = None,
+    spin_wait: bool = True,
     where: str = "",
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU with intvit's settings.
@@ -69,6 +86,7 @@ def make_session(
         optimize: False for a graph that was optimized before: its kernels are taken as they stand.
         save_to: where to write the optimized graph.
         profile_to: how the file that the session's ``end_profiling()`` writes and names shall begin.
+        spin_wait: see :func:`run_options`.
         where: what to name in an error when ``model`` is bytes.
 
     Raises:
@@ -81,7 +99,7 @@ def make_session(
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    for key, value in {**graph_options(), **run_options()}.items():
+    for key, value in {**graph_options(), **run_options(spin_wait)}.items():
         options.add_session_config_entry(key, value)
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
@@ -128,7 +146,7 @@ def optimized_bytes(model: bytes, *, where: str = "") -> bytes:
                 raise IntvitError("the disk is full", where=folder, why=why, next=hint)
             path = Path(folder) / "optimized.onnx"
             make_session(fused(model), threads=1, save_to=path, where=where)
-            return fold_biases(path.read_bytes())
+            return join_qkv(fold_biases(path.read_bytes()))
     except OSError as error:
         raise write_error(Path(tempfile.gettempdir()), error) from error
 
@@ -153,14 +171,23 @@ class OrtEngine:
     """A graph in an ONNX Runtime session of its own, with its own threads."""
 
     name = "ort"
+    twin_options: frozenset[str] = frozenset()
 
     def __init__(
-        self, bundle: Bundle, path: Path, *, threads: int | None, compiled: EngineRecord | None, twin: bool = False
+        self,
+        bundle: Bundle,
+        path: Path,
+        *,
+        threads: int | None,
+        compiled: EngineRecord | None,
+        twin: bool = False,
+        spin_wait: bool = True,
     ) -> None:
         size = bundle.manifest.preprocess
         self.input_shape: tuple[int, int, int] = (size.channels, size.height, size.width)
         self.num_classes = bundle.manifest.num_classes
         self._threads = threads or machine.available_cores()
+        self._spin_wait = spin_wait
         self._names = (bundle.manifest.input_name, bundle.manifest.output_name)
         self._compiled = compiled.key if compiled else ""
         self._path = path
@@ -168,7 +195,7 @@ class OrtEngine:
         refuse_external(model, str(path))
         if compiled is None:
             model = fused(model) if twin else optimized_bytes(model, where=str(path))
-        session = make_session(model, threads=self._threads, optimize=twin, where=str(path))
+        session = make_session(model, threads=self._threads, optimize=twin, spin_wait=spin_wait, where=str(path))
         self._session: Any = session
         found = ([value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()])
         if found != ([self._names[0]], [self._names[1]]):
@@ -187,15 +214,16 @@ class OrtEngine:
         """The integer graph, from an engine compiled for this machine if there is one, or the float32 ``twin``.
 
         Raises:
-            IntvitError: the bundle has no such graph, or ONNX Runtime cannot load it, or any option is given.
+            IntvitError: the bundle has no such graph, or ONNX Runtime cannot load it, or an option is unknown
+                (see :func:`parse_spin_wait`).
         """
-        if options:
-            raise IntvitError("the ort backend has no options", where="--option", why=f"got {', '.join(options)}")
+        spin_wait = parse_spin_wait(options)
         if twin:
-            return cls(bundle, bundle.file("float_twin"), threads=threads, compiled=None, twin=True)
+            path = bundle.file("float_twin")
+            return cls(bundle, path, threads=threads, compiled=None, twin=True, spin_wait=spin_wait)
         compiled = compiled_engine(bundle)
         path = bundle.root / compiled.path if compiled else bundle.file("graph", "ort")
-        return cls(bundle, path, threads=threads, compiled=compiled)
+        return cls(bundle, path, threads=threads, compiled=compiled, spin_wait=spin_wait)
 
     def run(self, images: Images) -> Logits:
         """See :meth:`runtime.backends.base.Engine.run`."""
@@ -220,7 +248,8 @@ class OrtEngine:
             "version": ort.__version__,
             "threads": self._threads,
             "compiled": self._compiled,
-            "options": {**graph_options(), **run_options()},
+            "options": {**graph_options(), **run_options(self._spin_wait)},
+            "timing": {"spin_wait": "on, stopped at the end of a call" if self._spin_wait else "off"},
         }
 
     @staticmethod

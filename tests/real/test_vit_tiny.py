@@ -104,7 +104,9 @@ def test_four_integer_products_in_every_block(build: Any, tmp_path: Path) -> Non
     assert found["integer_mac_fraction"] == 1.0
     for block in range(BLOCKS):
         rows = [row for row in found["layers"] if row["name"].startswith(f"blocks.{block}.")]
-        assert len(rows) == 4 and all(row["executed_as"].startswith("MatMulIntegerToFloat") for row in rows)
+        assert len(rows) == 4 and all(
+            row["executed_as"].startswith(("MatMulIntegerToFloat", "QAttention")) for row in rows
+        )
 
 
 def test_four_bit_weights_take_half_the_room(build: Any, tmp_path: Path) -> None:

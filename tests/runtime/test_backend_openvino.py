@@ -231,7 +231,7 @@ def test_the_verbs_take_it(tiny_bundle: Path, bundle_copy: Path, capfd: pytest.C
     assert "4 integer kernels for 4 integer layers" in capfd.readouterr().out
     times = [str(tiny_bundle), "--backend", "openvino", "--seconds", "0", "--threads", "1"]
     assert cli.invoke(bench.main, [*times, "--option", "precision=f32"]) == 0
-    assert "integer (openvino)" in capfd.readouterr().out
+    assert "W4A8 (openvino)" in capfd.readouterr().out
     assert cli.invoke(bench.main, [*times, "--option", "precision=f23"]) == 1
     assert "unknown precision 'f23'" in capfd.readouterr().err
 

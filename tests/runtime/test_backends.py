@@ -39,9 +39,18 @@ def test_openvino_missing_says_how_to_install_it(tiny_bundle: Path, monkeypatch:
     assert caught.value.next == "pip install 'intvit[openvino]'"
 
 
-def test_ort_has_no_options(tiny_bundle: Path) -> None:
-    with pytest.raises(IntvitError, match="no options"):
-        open_engine(Bundle.open(tiny_bundle), options={"precision": "bf16"})
+def test_ort_has_one_option(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    for wrong in ({"precision": "bf16"}, {"spin_wait": "perhaps"}):
+        with pytest.raises(IntvitError, match="unknown option of the ort backend"):
+            open_engine(bundle, options=wrong)
+    for value, spins in (("on", "1"), ("off", "0")):
+        for twin in (False, True):
+            engine = open_engine(bundle, threads=1, twin=twin, options={"spin_wait": value})
+            about = engine.describe()
+            assert about["options"]["session.intra_op.allow_spinning"] == spins
+            assert about["timing"]["spin_wait"].startswith(value)
+            engine.close()
 
 
 @pytest.mark.parametrize("twin", [False, True])

@@ -79,7 +79,7 @@ def test_a_cut_in_the_middle_leaves_a_bundle_that_opens(bundle_copy: Path, monke
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verb, "save_registry", killed)
+    monkeypatch.setattr("runtime.registry.save_registry", killed)
     with pytest.raises(KeyboardInterrupt):
         compile_bundle(Bundle.open(bundle_copy), force=True)
     monkeypatch.undo()

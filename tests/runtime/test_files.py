@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import IntvitError
-from runtime.files import atomic_path, atomic_write_bytes, atomic_write_json, json_text, sha256_bytes, sha256_file
+from runtime.files import (
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_json,
+    json_text,
+    sha256_bytes,
+    sha256_file,
+    user_cache,
+)
 
 
 def test_written_and_replaced(tmp_path: Path) -> None:
@@ -56,3 +64,14 @@ def test_unwritable_place_is_named(tmp_path: Path) -> None:
     with pytest.raises(IntvitError, match="cannot write") as caught:
         atomic_write_bytes(tmp_path / "file" / "a", b"")
     assert "file" in caught.value.where
+
+
+def test_where_files_that_can_be_made_again_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INTVIT_CACHE", str(tmp_path / "here"))
+    assert user_cache() == tmp_path / "here"
+    monkeypatch.delenv("INTVIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache() == tmp_path / "intvit"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_cache() == tmp_path / ".cache/intvit"

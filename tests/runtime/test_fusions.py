@@ -11,8 +11,8 @@ import pytest
 from onnx import numpy_helper, parser
 
 from runtime.backends.ort import FUSED_ATTENTION, make_session, optimized_bytes
-from runtime.fusions import fold_biases, fuse_attention
-from runtime.onnx_wire import read_graph
+from runtime.fusions import fold_biases, fuse_attention, join_qkv
+from runtime.onnx_wire import UINT8, read_graph
 from tests.toolchain.nets import calibrated, noise, serialized, spec_of, swin, vit
 from toolchain.graph import canonical_graph, float_graph
 from toolchain.targets.ort import lower
@@ -49,6 +49,21 @@ g (uint8[B, 5, 4] x) => (float[B, 5, 3] y)
 }"""
 
 
+QKV = """<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
+g (uint8[B, 5, 4] x, float[B, 5, 4] fed) => (float[B, 5, 4] y)
+<int8[4, 12] w = {WEIGHTS}, float xs = {0.05}, float[12] ws = {SCALES}, uint8 xz = {128}, int8 wz = {0},
+ float[12] bias = {BIASES}>
+{
+  [product] h = com.microsoft.MatMulIntegerToFloat(x, w, xs, ws, xz, wz, bias)
+  q, k, v = Split<axis = 2, num_outputs = 3>(h)
+  y = Attention<q_num_heads = 2, kv_num_heads = 2, scale = 1.0>(q, k, v)
+}"""
+_DRAW = np.random.default_rng(3)
+QKV = QKV.replace("WEIGHTS", ", ".join(map(str, _DRAW.integers(-127, 128, 48))))
+QKV = QKV.replace("SCALES", ", ".join(f"{value:.4f}" for value in _DRAW.uniform(0.001, 0.01, 12)))
+QKV = QKV.replace("BIASES", ", ".join(f"{value:.4f}" for value in _DRAW.standard_normal(12)))
+
+
 def model(text: str) -> bytes:
     """The parser stores lists, an exported or optimized graph raw values; the mask is drawn here."""
     made = parser.parse_model(text)
@@ -61,6 +76,13 @@ def model(text: str) -> bytes:
 
 def kinds(data: bytes) -> Counter[str]:
     return Counter(node.op_type for node in read_graph(data).nodes)
+
+
+def unsigned_activations(data: bytes) -> bool:
+    """x86 makes the activations unsigned; elsewhere the product of q, k and v stays by itself."""
+    graph = read_graph(data)
+    zeros = [graph.constant[node.inputs[2]] for node in graph.nodes if node.op_type == "QuantizeLinear"]
+    return any(zero.data_type == UINT8 for zero in zeros)
 
 
 def outputs(data: bytes, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -135,6 +157,45 @@ def test_other_additions_stay(old: str, new: str) -> None:
 
 
 @needs_attention
+def test_the_product_of_q_k_and_v_joins_the_attention() -> None:
+    plain = model(QKV)
+    made = join_qkv(plain)
+    (node,) = read_graph(made).nodes
+    assert (node.op_type, node.name, node.domain) == ("QAttention", "product", "com.microsoft")
+    feeds = {
+        "x": np.random.default_rng(4).integers(0, 256, (3, 5, 4), np.uint8),
+        "fed": np.zeros((3, 5, 4), np.float32),
+    }
+    assert np.array_equal(outputs(made, feeds), outputs(plain, feeds))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(q, k, v)\n}", "(q, k, v)\n  z = Neg(y)\n}"),  # the control: still joined
+        (", scale = 1.0", ""),  # the operators' own defaults are not to be trusted to agree
+        (", scale = 1.0", ", scale = 0.5"),
+        ("(q, k, v)\n}", "(k, q, v)\n}"),
+        ("(q, k, v)\n}", "(q, k, fed)\n}"),
+        ("(q, k, v)\n}", "(q, k, v)\n  z = Neg(h)\n}"),  # someone else reads the product
+        ("axis = 2", "axis = 1"),
+        ("xz, wz, bias)", "xz, wz)"),  # QAttention's bias is not optional
+        ("uint8[B, 5, 4] x", "int8[B, 5, 4] x"),
+    ],
+)
+def test_other_products_do_not_join(old: str, new: str) -> None:
+    assert old in QKV
+    text = QKV.replace(old, new)
+    if new.startswith("int8"):
+        text = text.replace("uint8 xz = {128}", "int8 xz = {0}")
+    plain = model(text)
+    joined = kinds(join_qkv(plain))["QAttention"]
+    assert joined == ("Neg(y)" in new)
+    if not joined:
+        assert join_qkv(plain) is plain
+
+
+@needs_attention
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w4a16"])
 def test_an_engine_of_a_vit_has_neither_loose_biases_nor_loose_attention(scheme: str) -> None:
     module = vit()
@@ -142,11 +203,13 @@ def test_an_engine_of_a_vit_has_neither_loose_biases_nor_loose_attention(scheme:
     dialect = serialized(lower(canonical_graph(calibrated(module, spec, scheme))))
     executed = optimized_bytes(dialect)
     found = kinds(executed)
-    assert found["Attention"] == 2
+    joined = int(scheme != "w4a16" and unsigned_activations(executed))
+    assert found["QAttention"] == joined  # the last block takes its queries from one token alone
+    assert found["Attention"] == 2 - joined
     assert found["Softmax"] == 0
     assert found["Slice"] == 2  # the last block's queries, and the tokens it leaves behind
     if scheme != "w4a16":
-        assert found["MatMulIntegerToFloat"] == 2 * 4 + 2
+        assert found["MatMulIntegerToFloat"] == 2 * 4 + 2 - joined
         assert found["Add"] == 1 + 2 * 2  # positions, residuals
     images = {"images": noise(spec, 3, seed=5).numpy()}
     wanted = make_session(dialect, threads=1).run(None, images)[0]

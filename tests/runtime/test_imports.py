@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCKED = ("torch", "timm", "onnx", "onnx_ir", "tensorrt", "pycuda", "cuda", "openvino", "matplotlib", "torchvision")
+BLOCKED = (
+    *("torch", "timm", "onnx", "onnx_ir", "tensorrt", "pycuda", "cuda", "openvino", "matplotlib", "torchvision"),
+    "pynvml",
+)
 ALLOWED = {"numpy", "onnxruntime", "PIL", "pydantic", "rich", "typer", "safetensors", "runtime"}
 
 IMPORT_ALL = f"""
@@ -63,7 +66,7 @@ def test_runtime_imports_only_what_a_device_has() -> None:
     allowed = ALLOWED | set(sys.stdlib_module_names)
     files = [path for path in (ROOT / "runtime").rglob("*.py")]
     assert len(files) > 20
-    backend_own = {"tensorrt", "pycuda", "cuda", "openvino"}
+    backend_own = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda", "openvino", "pynvml"}
     wrong = {str(path): _imports(path) - allowed - backend_own for path in files}
     assert {path: names for path, names in wrong.items() if names} == {}
 

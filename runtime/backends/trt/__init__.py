@@ -1,0 +1,1 @@
+"""TensorRT, in parts: which library, its log, its options, building, keeping and running engines."""
