@@ -62,6 +62,7 @@ bench: .venv/.installed
 	$(PY) -m benches.bench_repeat
 	$(PY) -m benches.cpu_latency $(BENCHFLAGS)
 	$(PY) -m benches.cpu_engines $(BENCHFLAGS)
+	$(PY) -m benches.lowering_cost $(BENCHFLAGS)
 	$(PY) -m benches.head_similarity
 	@if $(PY) -c 'import tensorrt_rtx' 2>/dev/null; then \
 		$(PY) -m benches.trt_plans $(BENCHFLAGS); \

@@ -94,6 +94,23 @@ def cpu_latency(record: Record) -> str:
     return markdown(head, rows, left=2)
 
 
+def lowering_cost(record: Record) -> str:
+    """Seconds and memory of the lowering, and the size of the graphs it writes."""
+    head = ["model", "scheme", "seconds", "peak GiB", "integer graph MB", "canonical MB", "float32 twin MB"]
+    sizes = ("ort_bytes", "canonical_bytes", "float_bytes")
+    rows = [
+        [
+            row["model"],
+            row["scheme"],
+            number(row["seconds"]),
+            number(row["peak_mib"] / 1024, 2),
+            *(number(row[size] / 1e6) for size in sizes),
+        ]
+        for row in record["rows"]
+    ]
+    return markdown(head, rows, left=2)
+
+
 def ablate_calibration(record: Record) -> str:
     """Fake-quant top-1 with one calibration step taken away at a time."""
     head = ["scheme", "calibration", "pictures", "float", "fake-quant", "seconds"]
@@ -153,6 +170,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "bench_quality": quality,
     "cpu_latency": cpu_latency,
     "cpu_engines": engine_tables.engines,
+    "lowering_cost": lowering_cost,
     "ablate_calibration": ablate_calibration,
     "calibration_accuracy": calibration_tables.accuracy,
     "synthesis_accuracy": synthesis_tables.accuracy,

@@ -25,12 +25,14 @@ from calib.align.layer import LayerConfig, LayerRows, quantize_layer
 from calib.align.product import quantize_product
 from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct
 from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, middle_fold, search_fold
+from calib.align.settle import begin, set_ranges, settle, unsettle
 from calib.allocate import choose_bits
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
 from calib.models import ModelSpec
 from calib.network import Network
 from calib.quant.families import Segment, Site, block_names, segments
+from calib.quant.integer_only import integer_parts
 from calib.quant.linear import QuantLinear
 from calib.quant.surgery import prepare, products, set_quantized
 from calib.resume import restore, save
@@ -98,6 +100,8 @@ def calibrate(
     split = Split.of(len(images))
     float_stream, quant_stream = images, images
     teacher = Teacher(prepare(model, scheme), images, config)
+    if scheme.integer:
+        set_ranges(student, teacher.network, images, config.batch)
     pieces = list(zip(segments(student), teacher.pieces, strict=True))
     resumed: list[dict[str, Any]] = []
     done = 0 if checkpoints is None else restore(checkpoints, student, resumed)
@@ -111,6 +115,8 @@ def calibrate(
             streams = float_stream, quant_stream, wanted
             report += _quantize_piece(student, piece, streams, split, config, index, teacher, clock)
         set_quantized_piece(student, piece, True)
+        if scheme.integer:
+            settle(student, piece)
         float_stream, quant_stream = wanted, in_batches(piece.run, quant_stream, config.batch)
         require_finite(quant_stream, piece.name)
         if checkpoints is not None and index >= done and time.monotonic() - saved >= SAVE_EVERY_S:
@@ -119,8 +125,11 @@ def calibrate(
     set_quantized(student, True)
     if config.distill is not None:
         lesson = Lesson(student, teacher.network, spec, images, split)
+        unsettle(student)
         with clock("distill"):
             report.append(distill(lesson, config.distill, config.seed, tell.epoch))
+        for piece, _ in pieces if scheme.integer else ():
+            settle(student, piece)
     tell(tell.total, "")
     return CalibratedModel(student, spec, scheme, report, clock.seconds)
 
@@ -224,6 +233,7 @@ def _quantize_piece(
         with clock("reparameterise"):
             report += _fold_piece(student, piece, float_stream[few], of_few, config, generator)
     with clock("quantize"):
+        begin(student, piece)
         for site in piece.sites:
             inputs = layer_inputs(student, piece, site.name, quant_stream[few], config.batch)
             outputs = None
@@ -303,6 +313,7 @@ def evenly(count: int, most: int) -> Tensor:
 
 
 def set_quantized_piece(student: Network, piece: Segment, on: bool) -> None:
-    """Switch the layers and attention products of one piece to their integer or float form."""
-    for part in (*(student.get_submodule(site.name) for site in piece.sites), *products(student, piece.name).values()):
+    """Switch the layers, attention products and integer modules of one piece to their integer or float form."""
+    layers = (student.get_submodule(site.name) for site in piece.sites)
+    for part in (*layers, *products(student, piece.name).values(), *integer_parts(student, piece.name)):
         part.quantized = on

@@ -2,8 +2,8 @@
 
 ``w<W>a<A>[+attn8][+g<G>][+int]`` with W in 2..8 weight bits, A in 2..8 or 16 activation bits (16 = activations stay
 float), ``auto:<AVG>`` gives each layer 4-bit or 8-bit weights, AVG bits a weight on average, and 8-bit activations.
-``+attn8`` for 8-bit attention products, ``+g64`` for weight groups of 64 input channels, ``+int`` for integer
-softmax, GELU and LayerNorm.
+``+attn8`` for 8-bit attention products, ``+g64`` for weight groups of 64 input channels, ``+int`` for integers from the
+image's quantizer to the head's sums: attention products, softmax, GELU, LayerNorm and the residual stream.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from calib.errors import IntvitError
 
-COMMON = ("w8a8", "w4a8", "w4a4", "w3a8", "w6a6", "w4a16", "w8a16", "w8a8+attn8", "w4a8+attn8")
+COMMON = ("w8a8", "w4a8", "w4a4", "w3a8", "w6a6", "w4a16", "w8a16", "w8a8+attn8", "w4a8+attn8", "w8a8+int")
 GROUPS = (16, 32, 64, 128)
 _BASE = re.compile(r"w(\d+)a(\d+)")
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)")
@@ -30,7 +30,7 @@ class Scheme:
         act_bits: 2..8, or 16 for float activations (weight-only).
         attn_bits: 8 when both attention products are quantized, else None.
         group: input channels that share a weight scale, or None for one scale per output channel.
-        integer: True when softmax, GELU and LayerNorm are integer arithmetic too.
+        integer: True when softmax, GELU, LayerNorm and the residual stream are integers too; ``attn_bits`` is then 8.
         average: mean bits a weight where each layer gets 4 or 8 of its own; ``weight_bits`` is then the fewest.
     """
 
@@ -41,6 +41,10 @@ class Scheme:
     integer: bool = False
     average: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.integer:
+            object.__setattr__(self, "attn_bits", 8)
+
     @property
     def float_activations(self) -> bool:
         """True for weight-only schemes (``a16``)."""
@@ -48,7 +52,7 @@ class Scheme:
 
     def __str__(self) -> str:
         text = f"w{self.weight_bits}a{self.act_bits}" if self.average is None else f"auto:{self.average:g}"
-        if self.attn_bits is not None:
+        if self.attn_bits is not None and not self.integer:
             text += f"+attn{self.attn_bits}"
         if self.group is not None:
             text += f"+g{self.group}"
@@ -95,23 +99,21 @@ def require_buildable(scheme: Scheme) -> None:
     """Refuse what the grammar can say but no target can run yet, before any work is done.
 
     Raises:
-        IntvitError: the scheme asks for weight groups or integer non-linearities.
+        IntvitError: the scheme asks for weight groups, or for integers alone with float activations.
     """
-    wanted = [
-        name
-        for name, on in (
-            (f"+g{scheme.group}", scheme.group is not None),
-            ("+int", scheme.integer),
-        )
-        if on
-    ]
-    if wanted:
-        plain = replace(scheme, group=None, integer=False)
+    if scheme.group is not None:
         raise IntvitError(
-            f"{' and '.join(wanted)} cannot be built by this version",
+            f"+g{scheme.group} cannot be built by this version",
             where=f"--bits {scheme}",
             why="no target of this version has integer kernels for it; nothing would run as asked",
-            next=f"build --bits {plain}: softmax, GELU and LayerNorm stay float",
+            next=f"build --bits {replace(scheme, group=None)}: one scale for each output channel",
+        )
+    if scheme.integer and scheme.float_activations:
+        raise IntvitError(
+            "+int cannot be built with float activations",
+            where=f"--bits {scheme}",
+            why="a16 leaves the inputs of every layer in float, and +int leaves nothing there",
+            next=f"build --bits {replace(scheme, act_bits=8)}",
         )
 
 

@@ -3,7 +3,8 @@
 The optimizer renames the integer tensors it turns from int8 into uint8, and it moves a QuantizeLinear up through the
 Reshape and Transpose before it, under a new name. So a tap is found by the first of these that is there: its
 tensor's own name; its QuantizeLinear node's name; the operand of the product that reads it. That product keeps the
-name of its output, and its operand has the shape the tap had. Taps that the optimizer merged share a tensor.
+name of its output, and its operand has the shape the tap had. Taps that the optimizer merged share a tensor. In graphs
+without float (``+int``) a tap is what a Cast to int8 makes: the manifest's levels as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from runtime.errors import IntvitError
 from runtime.manifest import Tap
 from runtime.onnx_wire import INT8, UINT8, Graph, Node
 
-_QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_QUANTIZE, _DEQUANTIZE, _CAST = "QuantizeLinear", "DequantizeLinear", "Cast"
 # Integer products: for each operand, which input holds its integers and which its zero point.
 _OPERANDS: dict[str, tuple[tuple[int, int], ...]] = {
     "MatMulIntegerToFloat": ((0, 4), (1, 5)),
@@ -81,6 +82,8 @@ def _input(node: Node, index: int) -> str:
 
 def _by_quantizer(tap: Tap, source: Node | None, executed: Graph) -> _Place | None:
     node = executed.producer.get(tap.tensor)
+    if node is not None and node.op_type == _CAST:
+        return _Place(tap.tensor, "")
     if node is None or node.op_type != _QUANTIZE:
         named = [
             node for node in executed.nodes if source and source.name == node.name != "" and node.op_type == _QUANTIZE
@@ -144,6 +147,9 @@ def locate(taps: Sequence[Tap], plain: Graph, executed: Graph, *, where: str) ->
                 why=f"neither {tap.tensor!r}, nor its QuantizeLinear, nor the product that reads it is left there",
                 next="build the bundle again; every node of its graph needs a name of its own",
             )
+        if not place.zero_point and executed.producer[place.tensor].op_type == _CAST:
+            found.append(Quantizer(tap, place.tensor, INT8, 0))
+            continue
         constant = executed.constant.get(place.zero_point)
         zero_point = constant.scalar() if constant else None
         if constant is None or zero_point is None:

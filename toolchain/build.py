@@ -27,7 +27,7 @@ from runtime.files import atomic_write_json
 from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
 from toolchain.layers import report_layers
-from toolchain.lowering import TARGETS
+from toolchain.lowering import TARGETS, require_exact
 from toolchain.output import check_out, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
 from toolchain.stages import StageStore, default_store
@@ -155,7 +155,7 @@ def main(
     model: Annotated[
         str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")
     ],
-    bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, w8a8+attn8, ..., or auto:5.")],
+    bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, w8a8+attn8, w8a8+int, ..., or auto:5.")],
     method: Annotated[str, typer.Option("--method", help="Where calibration images come from.")] = DEFAULT_METHOD,
     budget: Annotated[
         str, typer.Option("--budget", help="How long calibration may take: " + ", ".join(BUDGETS) + ".")
@@ -258,6 +258,7 @@ def _job(
             next="give both, or neither for a data-free build",
         )
     targets, where = _targets(target), _device(device)
+    require_exact(scheme, targets)
     options = _options(option, targets)
     loaded = load(model, checkpoint, seed)
     return Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets, options)

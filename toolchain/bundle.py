@@ -161,6 +161,7 @@ def _taps(model: CalibratedModel) -> list[Tap]:
 
 def _layers(model: CalibratedModel) -> list[Layer]:
     macs = count_macs(model)
+    operator = "MatMulInteger" if model.scheme.integer else "MatMul"
     out = []
     for site in sites(model.module):
         layer = model.layers()[site.name]
@@ -173,7 +174,7 @@ def _layers(model: CalibratedModel) -> list[Layer]:
                 weight_bits=layer.weight_bits,
                 activation_bits=layer.act_bits,
                 stored_as=stored,
-                tensor=f"{site.name}/MatMul",
+                tensor=f"{site.name}/{operator}",
             )
         )
         if site.kind == "qkv":
@@ -185,7 +186,7 @@ def _layers(model: CalibratedModel) -> list[Layer]:
                     weight_bits=product.right.bits,
                     activation_bits=product.left.bits,
                     stored_as="no weights",
-                    tensor=f"{name}/MatMul",
+                    tensor=f"{name}/{operator}",
                 )
                 for name, product in products(model.module, site.name.removesuffix(".qkv")).items()
             ]

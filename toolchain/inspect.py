@@ -16,18 +16,19 @@ from typer import Option
 
 from runtime import cli
 from runtime.backends.base import backend_class, open_engine
-from runtime.backends.ort import optimized_bytes
+from runtime.backends.ort import make_session, optimized_bytes
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.execution import INTEGER_KERNELS, execution, warnings
 from runtime.files import atomic_write_json
 from runtime.manifest import Layer
-from runtime.onnx_wire import INT8, UINT8, Graph, Node, read_graph
+from runtime.onnx_wire import INT8, UINT8, Graph, Node, read_graph, with_extra_outputs
 from toolchain import inspect_openvino, inspect_tensorrt
 from toolchain import profile as profiling
 from toolchain.inspection import Inspection, LayerRow
 
 TYPES = {INT8: "s8", UINT8: "u8"}
+FLOAT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 
 def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) -> Inspection:
@@ -54,7 +55,8 @@ def _inspect_tensorrt(bundle: Bundle) -> Inspection:
 def _inspect_ort(bundle: Bundle) -> Inspection:
     path = bundle.file("graph", "ort")
     source = path.read_bytes()
-    optimized = read_graph(optimized_bytes(source, where=str(path)))
+    executed = optimized_bytes(source, where=str(path))
+    optimized = read_graph(executed)
     stored = read_graph(source)
     rows = tuple(_row(layer, optimized, stored) for layer in bundle.manifest.layers)
     found = execution(optimized, bundle.manifest.layers)
@@ -62,7 +64,16 @@ def _inspect_ort(bundle: Bundle) -> Inspection:
         layers=rows,
         operators=dict(sorted(found.operators.items())),
         warnings=tuple(warnings(found)),
+        float_operators=_float_operators(executed, optimized, where=str(path)),
     )
+
+
+def _float_operators(executed: bytes, graph: Graph, *, where: str) -> dict[str, int]:
+    """How many nodes of each operator give a float tensor, by ONNX Runtime's own types; nothing is run."""
+    producer = {name: node.op_type for node in graph.nodes for name in node.outputs[:1]}
+    session = make_session(with_extra_outputs(executed, list(producer)), threads=1, optimize=False, where=where)
+    made = [producer[value.name] for value in session.get_outputs() if value.type in FLOAT_TYPES]
+    return dict(sorted(Counter(made).items()))
 
 
 def _row(layer: Layer, optimized: Graph, stored: Graph) -> LayerRow:
@@ -85,7 +96,8 @@ def _executing(layer: Layer, optimized: Graph) -> Node | None:
 def _kernel_name(node: Node, graph: Graph) -> str:
     if node.op_type not in INTEGER_KERNELS:
         return f"{node.op_type}, float32"
-    zero = 6 if node.op_type == "QAttention" else 4  # the place of the activation's zero point, the weight's is next
+    # The place of the activation's zero point; the weight's is next.
+    zero = {"QAttention": 6, "MatMulInteger": 2}.get(node.op_type, 4)
     known = [graph.constant.get(name) for name in (*node.inputs, *[""] * 8)[:8]]
     left, right = (
         TYPES.get(value.data_type, "?") if value else "?" for value in (known[zero], known[1] or known[zero + 1])
@@ -125,6 +137,8 @@ def _show(found: Inspection, backend: str, console: Console) -> None:
     console.print(f"{share:.1f} % of the MACs of these layers run on integer kernels: {kernels or 'none'}")
     for line in found.notes:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if found.float_operators is not None:
+        console.print(f"operators that give float tensors: {found.float_operators}", highlight=False, soft_wrap=True)
     for line in found.warnings:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
 

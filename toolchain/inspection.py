@@ -55,6 +55,7 @@ class Inspection:
         operators: node counts of what is executed. warnings: one line for each thing that is not as it should be.
         milliseconds: of all nodes together, one image a call; None where they were not timed. notes: what else there is
         to say of the engine, a line each.
+        float_operators: node counts of what gives a float tensor; None where the backend does not tell.
     """
 
     layers: tuple[LayerRow, ...]
@@ -62,6 +63,7 @@ class Inspection:
     warnings: tuple[str, ...]
     milliseconds: float | None = None
     notes: tuple[str, ...] = ()
+    float_operators: dict[str, int] | None = None
 
     @property
     def integer_mac_fraction(self) -> float:
@@ -73,11 +75,12 @@ class Inspection:
         return sum(row.macs for row in self.layers if row.integer) / max(sum(row.macs for row in self.layers), 1)
 
     def to_json(self) -> dict[str, Any]:
-        """The fixed keys; ``operators``, ``linear_weight_bytes``, ``warnings``, ``milliseconds``, ``notes`` besides."""
+        """The fixed keys, and beside them operators, the bytes of the weights, warnings, milliseconds and notes."""
         return {
             "integer_mac_fraction": self.integer_mac_fraction,
             "layers": [asdict(row) for row in self.layers],
             "operators": self.operators,
+            "float_operators": self.float_operators,
             "linear_weight_bytes": sum(row.stored_bytes for row in self.layers),
             "warnings": list(self.warnings),
             "milliseconds": self.milliseconds,

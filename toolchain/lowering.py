@@ -13,16 +13,18 @@ import torch
 from torch import nn
 
 from calib.calibrated import CalibratedModel
+from calib.scheme import Scheme
 from runtime.errors import IntvitError
 from toolchain.graph import canonical_graph, float_graph
 from toolchain.targets import openvino, ort, tensorrt
 from toolchain.targets.tensorrt import TensorRtOptions
 
-TARGETS: dict[str, Callable[[ir.Model], ir.Model]] = {
+TARGETS: dict[str, Callable[..., ir.Model]] = {
     "ort": ort.lower,
     "openvino": openvino.lower,
     "tensorrt": tensorrt.lower,
 }
+INTEGER_ONLY = ("ort",)  # targets that run a graph without float (``+int``) exactly
 CANONICAL, FLOAT = "canonical/model.onnx", "float/model.onnx"
 TENSORRT_FLOAT = "tensorrt/float.onnx"
 TWIN_TOLERANCE = 1e-3
@@ -31,6 +33,22 @@ TWIN_TOLERANCE = 1e-3
 def graph_path(target: str) -> str:
     """Where a target's graph lies in the bundle."""
     return f"{target}/model.onnx"
+
+
+def require_exact(scheme: Scheme, targets: list[str]) -> None:
+    """Refuse targets on which ``+int`` would not be the integers it promises, before any work is done.
+
+    Raises:
+        IntvitError: one of ``targets`` cannot carry ``scheme``.
+    """
+    refused = [target for target in targets if target not in INTEGER_ONLY]
+    if scheme.integer and refused:
+        raise IntvitError(
+            f"{refused[0]} cannot run {scheme}",
+            where=f"--target {refused[0]}",
+            why="its runtime has no exact 64-bit integer arithmetic with integer matrix products",
+            next=f"--target {','.join(INTEGER_ONLY)}; its bundle holds the canonical graph too",
+        )
 
 
 def lower(
@@ -43,14 +61,17 @@ def lower(
     """Write every graph of the bundle under ``folder``; TensorRT's with its ``options``, and with a twin of its own.
 
     Raises:
-        IntvitError: a graph is not valid ONNX, the float twin does not compute what the timm network computes, or a
-            number of the network does not fit the compute type.
+        IntvitError: a target cannot carry the scheme, a graph is not valid ONNX, the float twin does not compute what
+            the timm network computes, or a number of the network does not fit the compute type.
     """
-    canonical, floating = canonical_graph(model), float_graph(original, model.spec)
+    require_exact(model.scheme, targets)
+    canonical = canonical_graph(model)
     _write(canonical, folder / CANONICAL)
     for target in targets:
-        made = tensorrt.lower(canonical, options) if target == "tensorrt" else TARGETS[target](canonical)
-        _write(made, folder / graph_path(target))
+        extra = (options,) if target == "tensorrt" else ()
+        _write(TARGETS[target](canonical, *extra), folder / graph_path(target))
+    del canonical  # before the float network's graph, which is the largest
+    floating = float_graph(original, model.spec)
     if "tensorrt" in targets:
         _write(tensorrt.twin(floating, options), folder / TENSORRT_FLOAT)
     _write(floating, folder / FLOAT)

@@ -53,6 +53,20 @@ class QuantProduct(nn.Module):
         return out if peak is None else out * peak
 
 
+class IntProduct(QuantProduct):
+    """A product whose result is the integer sum itself, once ``whole`` says so: float64, exact."""
+
+    def __init__(self, bits: int, by_row: bool = False) -> None:
+        super().__init__(bits, by_row)
+        self.whole = False
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """(..., M, K) and (..., K, N) to (..., M, N); the operands are what their quantizers read."""
+        if not self.whole:
+            return super().forward(left, right)
+        return self.left(left).double() @ self.right(right).double()
+
+
 class QuantAttention(nn.Module):
     """A prepared ViT's or Swin's attention with both products as modules, ``qk`` and ``pv``.
 
@@ -76,15 +90,28 @@ class QuantAttention(nn.Module):
         """(R, T, C) to (R, T, C). ``mask``: Swin's, (W, T, T), for R = images * W windows."""
         rows, tokens, _ = x.shape
         query, key, value = self.qkv(x).reshape(rows, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = self.mixed(query, key, value, mask)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(rows, tokens, -1))
+        return out
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """What each query takes from the values: all (R, H, T, d). ``mask``: as ``forward``'s."""
         scores = self.qk(query, key.transpose(-2, -1))
         if self.position_bias is not None:
             scores = scores + self.position_bias
         if mask is not None:
-            windows = scores.view(-1, len(mask), self.num_heads, tokens, tokens) + mask[None, :, None]
-            scores = windows.view(-1, self.num_heads, tokens, tokens)
-        mixed = self.pv(scores.softmax(-1), value)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(rows, tokens, -1))
+            scores = windows_added(scores, mask[:, None])
+        out: Tensor = self.pv(self.softmax(scores), value)
         return out
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Softmax over the last axis of (R, H, T, T)."""
+        return scores.softmax(-1)
+
+
+def windows_added(scores: Tensor, bias: Tensor) -> Tensor:
+    """Scores (R, H, T, T) plus what differs from window to window, (W, 1 or H, T, T), for R = images * W windows."""
+    return (scores.unflatten(0, (-1, len(bias))) + bias).flatten(0, 1)
 
 
 # The products of a QuantAttention, and what their operands are called in taps, graphs and reports.

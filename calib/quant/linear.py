@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.quant.quantizer import ActQuantizer
+from calib.quant.rescale import Rescale
 
 
 class QuantLinear(nn.Module):
@@ -23,6 +24,7 @@ class QuantLinear(nn.Module):
         in_quant: the input quantizer, or None where activations stay float.
         weight_q: (N, K) int8 levels. weight_scale: (N,) float32, > 0.
         quantized: False = float layer, True = integer layer.
+        rescale: with ``+int``, what makes integers of the sums; else None, and the sums are scaled in float32.
     """
 
     weight: Tensor
@@ -43,6 +45,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("weight_scale", torch.ones(rows))
         self.in_quant = ActQuantizer(act_bits) if act_bits <= 8 else None
         self.quantized = False
+        self.rescale: Rescale | None = None
 
     @property
     def in_features(self) -> int:
@@ -73,6 +76,9 @@ class QuantLinear(nn.Module):
         if self.in_quant is None:
             return F.linear(u, self.weight_q * self.weight_scale[:, None], self.bias)
         centred = self.in_quant(u) - self.in_quant.zero_point
+        if self.rescale is not None and self.rescale.settled:
+            out: Tensor = self.rescale(F.linear(centred.double(), self.weight_q.double()).long())
+            return out
         total = F.linear(centred, self.weight_q.to(u.dtype))
         return total * (self.in_quant.scale * self.weight_scale) + self.bias
 

@@ -14,6 +14,7 @@ from calib.errors import IntvitError
 from calib.network import Network
 from calib.quant.attention import OPERANDS, QuantAttention, QuantProduct
 from calib.quant.families import block_names, is_swin, sites
+from calib.quant.integer_only import install, integer_parts
 from calib.quant.linear import QuantLinear, QuantPatchConv
 from calib.quant.quantizer import ActQuantizer
 from calib.scheme import Scheme
@@ -26,7 +27,7 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
 
     Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
     moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph;
-    with ``+attn8`` it becomes QuantAttention.
+    with ``+attn8`` it becomes QuantAttention; with ``+int`` everything between the layers has an integer form.
 
     Args:
         weight_bits: of single layers, by name, where they are not the scheme's.
@@ -48,8 +49,10 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
     for name in block_names(student):
         block = student.get_submodule(name)
         _fold_block(block)
-        if scheme.attn_bits is not None:
+        if scheme.attn_bits is not None and not scheme.integer:
             block.attn = QuantAttention(block.attn, scheme.attn_bits)
+    if scheme.integer:
+        install(student)
     return student
 
 
@@ -119,11 +122,9 @@ def pooled(model: Network) -> frozenset[str]:
 
 
 def set_quantized(model: Network, on: bool) -> None:
-    """Switch every layer and attention product to its integer (True) or float (False) form."""
-    for layer in linears(model).values():
-        layer.quantized = on
-    for product in products(model).values():
-        product.quantized = on
+    """Switch every layer, attention product and integer module to its integer (True) or float (False) form."""
+    for part in (*linears(model).values(), *products(model).values(), *integer_parts(model)):
+        part.quantized = on
 
 
 def refuse_unknown_parts(model: Network) -> None:

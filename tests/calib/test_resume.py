@@ -83,11 +83,12 @@ def test_stopped_and_started_again(tmp_path: Path, stop: int, monkeypatch: pytes
     assert numbers(again) == numbers(whole) and again.report == whole.report
 
 
-def test_attention_products_go_on_from_their_steps(tmp_path: Path) -> None:
-    whole = run(None, scheme="w4a8+attn8")
+@pytest.mark.parametrize("scheme", ["w4a8+attn8", "w4a8+int"])
+def test_attention_products_and_integers_go_on_from_their_steps(tmp_path: Path, scheme: str) -> None:
+    whole = run(None, scheme=scheme)
     with pytest.raises(Stopped):
-        run(tmp_path, 2, scheme="w4a8+attn8")
-    again = run(tmp_path, scheme="w4a8+attn8")
+        run(tmp_path, 2, scheme=scheme)
+    again = run(tmp_path, scheme=scheme)
     assert numbers(again) == numbers(whole) and again.report == whole.report
 
 

@@ -20,7 +20,19 @@ from runtime.ladder import climb
 from runtime.parity import check
 from runtime.rungs import rung
 from tests.conftest import BACKENDS, NO_OPENVINO
-from tests.toolchain.nets import alter_graph, calibrated, digits, noise, run, spec_of, swin, vit, write_bundle
+from tests.toolchain.nets import (
+    alter_graph,
+    calibrated,
+    digits,
+    noise,
+    run,
+    spec_of,
+    stored_as,
+    swin,
+    vit,
+    with_wide_weights,
+    write_bundle,
+)
 from toolchain.graph import canonical_graph
 from toolchain.passes.match import set_constant
 from toolchain.targets import ort
@@ -92,24 +104,12 @@ def test_the_engine_computes_what_was_calibrated(
 def test_int4_in_the_file_is_the_same_numbers_as_int8_in_the_file(
     made: Callable[[str, str], Made], network: str, scheme: str
 ) -> None:
+    """tests/parity/test_weight_containers.py: the same on networks of full size."""
     model = made(network, scheme).model
-    packed = ort.lower(canonical_graph(model))
-    bits = {name: layer.weight_bits for name, layer in model.layers().items()}
-    try:
-        for layer in model.layers().values():
-            layer.weight_bits = 8
-        wide = ort.lower(canonical_graph(model))
-    finally:
-        for name, layer in model.layers().items():
-            layer.weight_bits = bits[name]
-
-    def stored(graph: ir.Model, dtype: ir.DataType) -> int:
-        values = graph.graph.initializers.items()
-        return sum(name.endswith(".weight_q") and value.dtype == dtype for name, value in values)
-
+    packed, wide = ort.lower(canonical_graph(model)), ort.lower(with_wide_weights(model))
     layers = len(model.layers())
-    assert stored(packed, ir.DataType.INT4) == layers - 1  # the patch embedding has 8 bits
-    assert (stored(wide, ir.DataType.INT4), stored(wide, ir.DataType.INT8)) == (0, layers)
+    assert stored_as(packed, ir.DataType.INT4) == layers - 1  # the patch embedding has 8 bits
+    assert (stored_as(wide, ir.DataType.INT4), stored_as(wide, ir.DataType.INT8)) == (0, layers)
     images = {"images": noise(model.spec, 4, seed=3).numpy()}
     assert (run(packed, images) == run(wide, images)).all()
 

@@ -120,11 +120,12 @@ def write_bundle(
 ) -> Path:
     """A whole bundle of a network that the command line does not know, through the toolchain's own parts."""
     model = model or calibrated(module, spec, scheme)
-    lower(model, module, TARGETS, folder)
+    targets = ["ort"] if model.scheme.integer else TARGETS
+    lower(model, module, targets, folder)
     write_golden(model, module, noise(spec, 8, seed=2), folder / GOLDEN)
     write_side_files(model, spec.denormalise(noise(spec, 2)), folder)
     origin = Origin("random", "0" * 64, "noise", 4, 0, True, {})
-    write_manifest(folder, make_manifest(model, origin, TARGETS, folder))
+    write_manifest(folder, make_manifest(model, origin, targets, folder))
     return folder
 
 
@@ -139,6 +140,24 @@ def alter_graph(folder: Path, change: Callable[[ir.Model], None], target: str = 
     files = [entry if old.path == entry.path else old for old in bundle.manifest.files]
     write_manifest(folder, bundle.manifest.model_copy(update={"files": files}))
     return Bundle.open(folder)
+
+
+def with_wide_weights(model: CalibratedModel) -> ir.Model:
+    """The canonical graph of ``model`` with every integer weight in an INT8 container, whatever its bits."""
+    bits = {name: layer.weight_bits for name, layer in model.layers().items()}
+    try:
+        for layer in model.layers().values():
+            layer.weight_bits = 8
+        return canonical_graph(model)
+    finally:
+        for name, layer in model.layers().items():
+            layer.weight_bits = bits[name]
+
+
+def stored_as(graph: ir.Model, dtype: ir.DataType) -> int:
+    """How many layers' weights are initializers of that type."""
+    values = graph.graph.initializers.items()
+    return sum(name.endswith(".weight_q") and value.dtype == dtype for name, value in values)
 
 
 def serialized(model: ir.Model) -> bytes:

@@ -56,10 +56,16 @@ class Builder:
         attributes: dict[str, Any] | None = None,
         *,
         output: str | None = None,
-        dtype: ir.DataType = ir.DataType.FLOAT,
+        dtype: ir.DataType | None = None,
         outputs: int = 1,
     ) -> Any:
-        """Append a node; returns its output value, or a tuple of them when ``outputs`` > 1."""
+        """Append a node; returns its output value, or a tuple of them when ``outputs`` > 1.
+
+        Args:
+            dtype: of the outputs; default: the first input's.
+        """
+        dtype = dtype or inputs[0].dtype
+        assert dtype is not None
         name = self._unique(f"{self.scope}/{op_type}" if self.scope else op_type)
         values = [
             ir.Value(name=output if output and outputs == 1 else f"{name}:{i}", type=ir.TensorType(dtype))

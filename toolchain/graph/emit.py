@@ -12,8 +12,10 @@ from calib.models import ModelSpec
 from calib.network import Network
 from calib.quant.attention import position_bias
 from calib.quant.families import is_swin
+from calib.quant.integer_only import IntMean
 from calib.quant.surgery import prepare
 from calib.scheme import Scheme
+from toolchain.graph import integer
 from toolchain.graph.builder import Builder
 from toolchain.graph.layers import array, attention, first, layer_norm, linear, mlp, patch_embed, reshape, transpose
 
@@ -50,7 +52,10 @@ def _vit(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.V
     b.scope = "pos_embed"
     if prefix:
         x = b.op("Pad", [x, b.ints([0, prefix, 0, 0, 0, 0])])
-    x = b.op("Add", [x, b.const("pos_embed", array(_token_table(model))[None])])
+    table = array(_token_table(model))[None]
+    if x.dtype == ir.DataType.INT64:
+        table = integer.stream_levels(table, model.residual_step)
+    x = b.op("Add", [x, b.const("pos_embed", table)])
     x = layer_norm(b, "norm_pre", model.norm_pre, x)
     class_token = model.global_pool == "token"
     for i, block in enumerate(model.blocks):
@@ -96,7 +101,11 @@ def _swin(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.
             x = _swin_block(b, f"layers.{i}.blocks.{j}", block, x, side, quantized)
     x = layer_norm(b, "norm", model.norm, x)
     b.scope = "pool"
-    return b.op("ReduceMean", [x, b.ints([1])], {"keepdims": 1}), "head.fc", model.head.fc
+    if isinstance(model.head.global_pool, IntMean):
+        pooled = integer.mean(b, model.head.global_pool, x)
+    else:
+        pooled = b.op("ReduceMean", [x, b.ints([1])], {"keepdims": 1})
+    return pooled, "head.fc", model.head.fc
 
 
 def _merge(

@@ -10,13 +10,16 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 
 from calib.network import Network
 from calib.quant.attention import QuantAttention, QuantProduct
+from calib.quant.integer_only import IntAttention, IntLayerNorm, ShiftGelu
 from calib.quant.linear import QuantLinear, QuantPatchConv
 from calib.quant.quantizer import ActQuantizer, levels
 from calib.quant.surgery import operands
+from toolchain.graph import integer
 from toolchain.graph.builder import Builder
 
 
@@ -33,6 +36,8 @@ def tap_tensor(site: str) -> str:
 def linear(b: Builder, site: str, layer: QuantLinear, x: ir.Value, quantized: bool) -> ir.Value:
     """(batch, T, K) to (batch, T, N): MatMul and Add, with Q/DQ on both operands where ``quantized``."""
     b.scope = site
+    if x.dtype == ir.DataType.INT64:
+        return _integer_linear(b, site, layer, x)
     if layer.premul is not None:
         x = b.op("Mul", [x, b.const(f"{site}.premul", array(layer.premul))])
     bias = array(layer.bias)
@@ -67,23 +72,35 @@ def _quantize(b: Builder, site: str, quantizer: ActQuantizer, x: ir.Value) -> ir
         x = b.op("Clip", [x, *(b.const(f"{site}.clip_{end}", np.float32(level * scale)) for end, level in bounds)])
     step, zero = b.const(f"{site}.input_scale", scale), b.const(f"{site}.input_zero", np.int8(0))
     q = b.op("QuantizeLinear", [x, step, zero], output=tap_tensor(site), dtype=ir.DataType.INT8)
-    return b.op("DequantizeLinear", [q, step, zero])
+    return b.op("DequantizeLinear", [q, step, zero], dtype=ir.DataType.FLOAT)
 
 
 def _weight(b: Builder, site: str, layer: QuantLinear) -> ir.Value:
-    values = layer.weight_q.cpu().numpy().T
-    if layer.weight_bits <= 4:
-        weight = b.const(f"{site}.weight_q", values.astype(ml_dtypes.int4))
-    else:
-        weight = b.const(f"{site}.weight_q", values)
     scale = b.const(f"{site}.weight_scale", array(layer.weight_scale))
-    return b.op("DequantizeLinear", [weight, scale], {"axis": 1})
+    return b.op("DequantizeLinear", [_stored(b, site, layer), scale], {"axis": 1}, dtype=ir.DataType.FLOAT)
+
+
+def _stored(b: Builder, site: str, layer: QuantLinear) -> ir.Value:
+    """The integer weights [K, N]: INT4 where they have 4 bits or fewer."""
+    values = layer.weight_q.cpu().numpy().T
+    return b.const(f"{site}.weight_q", values.astype(ml_dtypes.int4) if layer.weight_bits <= 4 else values)
+
+
+def _integer_linear(b: Builder, site: str, layer: QuantLinear, x: ir.Value) -> ir.Value:
+    """A layer of a network without float: from int64 levels to int64 levels; the head's to float32."""
+    tap = integer.cast(b, x, ir.DataType.INT8, tap_tensor(site))
+    weight = _stored(b, site, layer)
+    if weight.dtype == ir.DataType.INT4:
+        weight = integer.cast(b, weight, ir.DataType.INT8)
+    return integer.sums(b, layer, tap, weight, site)
 
 
 def layer_norm(b: Builder, name: str, norm: Network, x: ir.Value) -> ir.Value:
     """LayerNormalization over the last axis; Identity passes through."""
     if isinstance(norm, nn.Identity):
         return x
+    if isinstance(norm, IntLayerNorm):
+        return integer.layer_norm(b, name, norm, x)
     b.scope = name
     inputs = [x, b.const(f"{name}.weight", array(norm.weight)), b.const(f"{name}.bias", array(norm.bias))]
     return b.op("LayerNormalization", inputs, {"axis": -1, "epsilon": float(norm.eps)})
@@ -129,21 +146,54 @@ def attention(
     query, key, value = (b.op("Squeeze", [part, b.ints([0])]) for part in split)
     if first_only:
         query = first(b, query, axis=2)
-    qk, pv = (attn.qk, attn.pv) if quantized and isinstance(attn, QuantAttention) else (None, None)
-    scores = _product(b, f"{name}.qk", qk, query, transpose(b, key, [0, 1, 3, 2]))
-    b.scope = name
-    if bias is not None:
-        table, windows = bias
-        constant = b.const(f"{name}.score_bias", table)
-        if windows == 1:
-            scores = b.op("Add", [scores, constant])
-        else:
-            scores = b.op("Add", [reshape(b, scores, [-1, windows, heads, tokens, tokens]), constant])
-            scores = reshape(b, scores, [-1, heads, tokens, tokens])
-    mixed = _product(b, f"{name}.pv", pv, b.op("Softmax", [scores], {"axis": -1}), value)
+    if isinstance(attn, IntAttention):
+        mixed = _integer_mixed(b, name, attn, query, key, value, bias)
+    else:
+        qk, pv = (attn.qk, attn.pv) if quantized and isinstance(attn, QuantAttention) else (None, None)
+        scores = _product(b, f"{name}.qk", qk, query, transpose(b, key, [0, 1, 3, 2]))
+        b.scope = name
+        if bias is not None:
+            scores = _biased(b, name, scores, *bias)
+        mixed = _product(b, f"{name}.pv", pv, b.op("Softmax", [scores], {"axis": -1}), value)
     b.scope = name
     merged = reshape(b, transpose(b, mixed, [0, 2, 1, 3]), [-1, 1 if first_only else tokens, width])
     return linear(b, f"{name}.proj", attn.proj, merged, quantized)
+
+
+def _biased(b: Builder, name: str, scores: ir.Value, table: np.ndarray, windows: int) -> ir.Value:
+    """``scores`` (R, H, T, T) plus a table, ((1, H, T, T), 1), or ((1, W, H, T, T), W) where it differs by window."""
+    constant = b.const(f"{name}.score_bias", table)
+    if windows == 1:
+        return b.op("Add", [scores, constant])
+    heads, tokens, _ = table.shape[2:]
+    scores = b.op("Add", [reshape(b, scores, [-1, windows, heads, tokens, tokens]), constant])
+    return reshape(b, scores, [-1, heads, tokens, tokens])
+
+
+def _integer_mixed(
+    b: Builder,
+    name: str,
+    attn: IntAttention,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    bias: tuple[np.ndarray, int] | None,
+) -> ir.Value:
+    """``attn.mixed`` on int64 levels."""
+
+    def tap(operand: str, x: ir.Value) -> ir.Value:
+        return integer.cast(b, x, ir.DataType.INT8, tap_tensor(f"{name}.{operand}"))
+
+    b.scope = f"{name}.qk"
+    scores = integer.product(b, tap("query", query), tap("key", transpose(b, key, [0, 1, 3, 2])))
+    b.scope = name
+    if bias is not None:
+        table, windows = bias
+        scores = _biased(b, name, scores, attn.bias_levels(torch.from_numpy(table)).numpy(), windows)
+    probability, total = integer.shiftmax(b, scores, attn.exponent)
+    b.scope = f"{name}.pv"
+    products = integer.product(b, tap("softmax", probability), tap("value", value))
+    return integer.mixed(b, f"{name}.mix", attn, products, total)
 
 
 def _product(b: Builder, site: str, product: QuantProduct | None, left: ir.Value, right: ir.Value) -> ir.Value:
@@ -161,10 +211,13 @@ def _product(b: Builder, site: str, product: QuantProduct | None, left: ir.Value
 
 
 def mlp(b: Builder, name: str, module: Network, x: ir.Value, quantized: bool) -> ir.Value:
-    """fc1, exact GELU as one node, fc2."""
+    """fc1, exact GELU as one node (or ShiftGELU as many), fc2."""
     hidden = linear(b, f"{name}.fc1", module.fc1, x, quantized)
-    b.scope = name
-    hidden = b.op("Gelu", [hidden], {"approximate": "none"})
+    b.scope = f"{name}.act" if isinstance(module.act, ShiftGelu) else name
+    if isinstance(module.act, ShiftGelu):
+        hidden = integer.gelu(b, f"{name}.act", module.act, hidden)
+    else:
+        hidden = b.op("Gelu", [hidden], {"approximate": "none"})
     return linear(b, f"{name}.fc2", module.fc2, hidden, quantized)
 
 
@@ -176,6 +229,9 @@ def patch_embed(
     ph, pw = layer.patch
     rows, columns = height // ph, width // pw
     b.scope = site
+    if quantized and layer.rescale is not None:
+        assert layer.in_quant is not None
+        images = integer.quantized(b, site, layer.in_quant, images)
     grid = transpose(b, reshape(b, images, [-1, channels, rows, ph, columns, pw]), [0, 2, 4, 1, 3, 5])
     flat = reshape(b, grid, [-1, rows * columns, channels * ph * pw])
     return linear(b, site, layer, flat, quantized)

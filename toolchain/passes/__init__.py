@@ -6,6 +6,16 @@ from toolchain.passes.compute_dtype import ComputeDtype
 from toolchain.passes.expand_int4 import ExpandInt4
 from toolchain.passes.float8 import Float8
 from toolchain.passes.shift_to_zero_point import ShiftToZeroPoint
+from toolchain.passes.unsigned_left import UnsignedLeft
 from toolchain.passes.widen_int4 import WidenInt4
 
-__all__ = ["BalanceScales", "BlockInt4", "ComputeDtype", "ExpandInt4", "Float8", "ShiftToZeroPoint", "WidenInt4"]
+__all__ = [
+    "BalanceScales",
+    "BlockInt4",
+    "ComputeDtype",
+    "ExpandInt4",
+    "Float8",
+    "ShiftToZeroPoint",
+    "UnsignedLeft",
+    "WidenInt4",
+]

@@ -40,5 +40,10 @@ class ExpandInt4(ir.passes.InPlacePass):
 
 
 def _int4(model: ir.Model) -> list[ir.Value]:
-    values = model.graph.initializers.values()
-    return [value for value in values if value.dtype == ir.DataType.INT4 and value.uses()]
+    """INT4 initializers that are read, but for those that a Cast widens to INT8 already."""
+    values = (value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT4)
+    return [value for value in values if not all(_widens(use.node) for use in value.uses())]
+
+
+def _widens(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.INT8.value
