@@ -25,15 +25,18 @@ from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
+from toolchain.inspect import inspect
 from toolchain.layers import report_layers
 from toolchain.lowering import TARGETS
 from toolchain.output import check_out, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
+from toolchain.report import write_report
+from toolchain.report.gather import REPORTS
 from toolchain.stages import StageStore, default_store
 
 DEFAULT_IMAGES = 128
 DEFAULT_TARGET = "ort"
-COST = "cost.json"
+COST, REPORT = "cost.json", "report.html"
 
 
 def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, force: bool, console: Console) -> Bundle:
@@ -90,6 +93,20 @@ def _assemble(
     return Bundle.open(out)
 
 
+def _report(bundle: Bundle, targets: list[str], console: Console) -> None:
+    """Write reports/inspect.json and report.html into a finished bundle, which is whole without them.
+
+    Runs only after the bundle has its name: an hour's work is not lost for a page.
+    """
+    try:
+        if DEFAULT_TARGET in targets:
+            found = inspect(bundle, DEFAULT_TARGET).to_json() | {"bundle": bundle.sha256, "backend": DEFAULT_TARGET}
+            atomic_write_json(bundle.root / REPORTS / "inspect.json", found)
+        write_report([bundle.root], bundle.root / REPORT)
+    except IntvitError as error:
+        console.print(f"the bundle is whole, its report could not be written:\n{error.render()}", markup=False)
+
+
 def _tell(console: Console, what: str, reused: bool, folder: Path) -> None:
     console.print(f"{what}: {'reused' if reused else 'made'} {folder.name}", highlight=False, markup=False)
 
@@ -111,7 +128,8 @@ def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> Non
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"{seconds:.0f} s. Next: python -m runtime.bench {out}", highlight=False, markup=False)
+    console.print(f"{seconds:.0f} s. What is known of it: {out / REPORT}", highlight=False, markup=False)
+    console.print(f"Next: python -m runtime.bench {out}", highlight=False, markup=False)
 
 
 def _device(choice: str) -> str:
@@ -185,6 +203,7 @@ def main(
             load_folder(eval_data, Classes(tuple(spec.class_ids), tuple(spec.class_names)))
         path = out or Path("build") / f"{model}-{job.scheme}".replace(":", "")
         bundle = build(job, path, StageStore(cache or default_store(), force), eval_data, force, console)
+        _report(bundle, job.targets, console)
     except CalibError as error:
         raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error
     if layers:

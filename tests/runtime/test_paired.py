@@ -52,7 +52,7 @@ def test_mcnemar_by_hand() -> None:
 
 
 def test_the_interval_holds_what_it_promises() -> None:
-    """Of 2,000 draws with a known difference at least 94 % of the intervals hold it, few pictures discordant or many."""
+    """Of 2,000 draws of a known difference, at least 94 % of the intervals hold it: few discordant pictures or many."""
     rng = np.random.default_rng(0)
     for lost, won in ((0.02, 0.01), (0.2, 0.1)):
         held = 0
