@@ -23,7 +23,7 @@ import numpy as np
 import typer
 
 from benches.real_accuracy import PHOTOGRAPHS
-from benches.record import RESULTS, write_result
+from benches.record import write_result
 from runtime import machine
 from runtime.accuracy import LANES
 from runtime.backends.base import Engine, open_engine
@@ -105,8 +105,8 @@ def main(
     for row in rows:
         print(row)
     if save:
-        about = {"bundle": opened.sha256, "model": opened.manifest.model, "scheme": opened.manifest.scheme}
-        write_result(NAME, {**about, "rows": rows}, results=RESULTS)
+        about = {"model": opened.manifest.model, "scheme": opened.manifest.scheme}
+        write_result(NAME, {**about, "rows": rows}, hashes={"bundle": opened.sha256})
 
 
 if __name__ == "__main__":

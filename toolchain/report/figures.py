@@ -102,7 +102,7 @@ def synthesis(trace: Json, prefix: str) -> str:
     terms = trace["terms"]
     across = min(3, len(terms))
     down = -(-len(terms) // across)
-    with drawing(3.1 * across, 2.3 * down) as figure:
+    with drawing(2.6 * across, 2.2 * down) as figure:
         for place, (name, band) in enumerate(terms.items(), 1):
             axes = figure.add_subplot(down, across, place)
             axes.fill_between(band["step"], band["low"], band["high"], color=COLOURS[0], alpha=0.25, linewidth=0)
@@ -126,8 +126,8 @@ def latency(record: Json, prefix: str) -> str:
             at = np.unique(np.linspace(0, len(times) - 1, min(MOST_SAMPLES, len(times))).round().astype(int))
             label = f"{name}, median {part['median_ms']:.3g} ms"
             axes.step(times[at], (at + 1) / len(times), where="post", color=colour, linewidth=1.8, label=label)
-        tail = max(float(np.quantile(part["raw_ms"], 0.995)) for _, part in lines)
-        axes.set_xlim(0, 1.05 * tail)
+        tail = max(float(np.quantile(part["raw_ms"], 0.99)) for _, part in lines)
+        axes.set_xlim(0, 1.05 * min(tail, 4 * max(part["median_ms"] for _, part in lines)))
         axes.set_ylim(0, 1.01)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel(f"milliseconds a call ({how(record)})")
