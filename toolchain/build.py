@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from calib.align.correction import FORMS
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError as CalibError
 from calib.models import load
-from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, recipe
+from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, recipe, with_own_priors
 from calib.scheme import parse, require_buildable
 from runtime import cli
 from runtime.bundle import Bundle, write_manifest
@@ -166,6 +167,10 @@ def main(
     iterations: Annotated[
         int | None, typer.Option("--iterations", min=1, help="Synthesis steps; default: the method's.")
     ] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option("--prior", metavar="FILE.py=WEIGHT", help="A loss of your own for the images."),
+    ] = None,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", help="Weights: a .safetensors, .pt or .pth file, or 'random'.")
     ] = None,
@@ -198,6 +203,8 @@ def main(
         job = _job(
             model, bits, method, budget, correction, images, iterations, checkpoint, calib_data, target, device, seed
         )
+        if prior:
+            job = replace(job, recipe=with_own_priors(job.recipe, prior))
         if eval_data is not None:
             spec = job.loaded.spec
             load_folder(eval_data, Classes(tuple(spec.class_ids), tuple(spec.class_names)))
