@@ -160,7 +160,8 @@ def evaluate(
         begun = time.perf_counter()
         answers = predict(lanes, samples, bundle.manifest.preprocess, unreadable, batch=batch)
         seconds = time.perf_counter() - begun
-    return Accuracy(answers.labels, answers.paths, *answers.models, tuple(unreadable.files), seconds, count)
+    mine, baseline = answers.models
+    return Accuracy(answers.labels, answers.paths, mine, baseline, tuple(unreadable.files), seconds, count)
 
 
 def show(result: Accuracy, classes: Classes, console: Console) -> None:

@@ -58,7 +58,8 @@ def top_classes(logits: Logits, k: int = 5) -> npt.NDArray[np.int64]:
 def softmax(logits: Logits) -> npt.NDArray[np.float32]:
     """float32 (N, classes): exp(x) / sum exp(x) by row."""
     raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+    chances: npt.NDArray[np.float32] = (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+    return chances
 
 
 def predict(

@@ -65,6 +65,8 @@ def parse_prior(text: str) -> OwnPrior:
     """
     file, _, weight = text.rpartition("=")
     try:
+        if not file:
+            raise ValueError("no file")
         own = OwnPrior(file, hashlib.sha256(Path(file).read_bytes()).hexdigest(), float(weight))
     except ValueError as error:
         raise IntvitError(f"not a prior: {text!r}", where="--prior", next="write it as FILE.py=WEIGHT") from error

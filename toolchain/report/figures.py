@@ -29,7 +29,7 @@ from toolchain.report.summary import Point, how
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TEXT = "#102030"  # stands for the page's own text colour until the SVG is written
 MOST_SAMPLES, MOST_LINES = 300, 6
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "intvit",
     "font.family": "sans-serif",
