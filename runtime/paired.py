@@ -48,4 +48,4 @@ def mcnemar_p(first: Hits, second: Hits) -> float:
     gained, lost = discordant(first, second)
     total = gained + lost
     tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, tail / 2.0 ** (total - 1))
+    return min(1.0, 2 * tail / (1 << total))

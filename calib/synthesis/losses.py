@@ -89,11 +89,11 @@ def _terms(
         loss = attention_prior_loss(profiles, state.scaled_priors(), blocks)
         terms["attention"] = _scaled("attention", priors.attention, loss, config, state)
     for own in priors.own:
-        seen = (
-            [_of_whole(value, len(images), len(logits)) for value in each]
-            for each in (taps.values, taps.queries, taps.keys)
+        values, queries, keys = (
+            [_of_whole(value, len(images), len(logits)) for value in kept]
+            for kept in (taps.values, taps.queries, taps.keys)
         )
-        loss = own.loss()(images, Attention(*seen, taps.prefix_tokens))
+        loss = own.loss()(images, Attention(values, queries, keys, taps.prefix_tokens))
         terms[own.name] = _scaled(own.name, own.weight, loss, config, state)
     if config.targets.weight:
         terms["class"] = config.targets.weight * target_loss(logits, state.targets)

@@ -48,6 +48,8 @@ def test_mcnemar_by_hand() -> None:
     assert discordant(first, second) == (6, 1)
     assert mcnemar_p(first, second) == pytest.approx(2 * 8 / 128)
     assert mcnemar_p(first, first) == 1.0
+    many = np.arange(5000) % 2 == 0  # 2 ** 5000 is beyond a float
+    assert mcnemar_p(many, ~many) == 1.0
     assert mcnemar_p(np.array([True, False]), np.array([False, True])) == 1.0
 
 
