@@ -186,7 +186,7 @@ def show(result: Accuracy, classes: Classes, console: Console) -> None:
     drops = result.drops()
     if drops:
         worst = (
-            f"{classes.names[drop.index]} ({drop.baseline_right} to {drop.right} of {drop.images})"
+            f"{classes.names[drop.index].partition(',')[0]} ({drop.baseline_right} to {drop.right} of {drop.images})"
             for drop in drops[:SHOWN_CLASSES]
         )
         say(f"{len(drops)} classes lose: " + ", ".join(worst) + (", ..." if len(drops) > SHOWN_CLASSES else ""))

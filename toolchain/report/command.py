@@ -12,7 +12,7 @@ from typer import Argument, Option
 from runtime import cli
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_text
-from toolchain.report.gather import gather
+from toolchain.report.gather import REPORTS, gather
 
 
 def write_report(bundles: Sequence[Path], out: Path) -> None:
@@ -23,10 +23,22 @@ def write_report(bundles: Sequence[Path], out: Path) -> None:
             installed, or the file cannot be written.
     """
     try:
+        from jinja2 import TemplateError
+
         from toolchain.report.page import render
     except ImportError as error:
         raise IntvitError("cannot write a report", why=str(error), next="pip install 'intvit[build]'") from error
-    atomic_write_text(out, render([gather(path) for path in bundles]))
+    found = [gather(path) for path in bundles]
+    try:
+        page = render(found)
+    except (TemplateError, KeyError, TypeError, ValueError) as error:
+        raise IntvitError(
+            "a measurement has another form than this version of intvit writes",
+            where=", ".join(str(path / REPORTS) for path in bundles),
+            why=f"{type(error).__name__}: {error}",
+            next="write the files there again, or remove them",
+        ) from error
+    atomic_write_text(out, page)
 
 
 def main(

@@ -116,6 +116,17 @@ def test_a_malformed_measurement_is_named_and_nothing_is_written(
     assert "accuracy.json" in capsys.readouterr().err and not (bundle / "report.html").exists()
 
 
+def test_a_measurement_of_another_version_is_no_fault_of_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = bare_bundle(tmp_path / "b")
+    record = {"backend": "ort", "ok": True, "verdict": "", "rungs": [{"rung": "engine", "taps": []}]}
+    atomic_write_json(bundle / "reports/ladder.json", record | {"bundle": Bundle.open(bundle).sha256})
+    assert cli.invoke(main, [str(bundle)]) == 1
+    said = capsys.readouterr().err
+    assert "another form" in said and "unexpected" not in said and not (bundle / "report.html").exists()
+
+
 def luminance(colour: str) -> float:
     """WCAG 2 relative luminance of #rrggbb."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
