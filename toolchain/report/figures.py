@@ -90,8 +90,11 @@ def first_image(images: Any, mean: Sequence[float], std: Sequence[float]) -> str
 
 
 def attention_map(values: Sequence[float], grid: Sequence[int]) -> str:
-    """One head's map, values in 0..1 row by row, a pixel a patch, as PNG."""
-    levels = (np.asarray(values).reshape(*grid).clip(0, 1) * 255).round().astype(np.uint8)
+    """One head's map, values in 0..1 row by row, a pixel a patch, as PNG.
+
+    Colours follow the square root: deep heads give most of their attention to a patch or two.
+    """
+    levels = (np.sqrt(np.asarray(values).reshape(*grid).clip(0, 1)) * 255).round().astype(np.uint8)
     shown = Image.fromarray(levels)
     shown.putpalette((matplotlib.colormaps["cividis"](np.arange(256), bytes=True)[:, :3]).tobytes())
     return image_uri(shown, "png")
@@ -119,7 +122,7 @@ def latency(record: Json, prefix: str) -> str:
     """How many of the calls were done in so many milliseconds, a line a model."""
     lines = [("integer engine", record), ("float32", record["baseline"])]
     lines += [(other.get("name", "other"), other) for other in record.get("others", [])]
-    with drawing(6.4, 3.2) as figure:
+    with drawing(6.4, 3.8) as figure:
         axes = figure.add_subplot()
         for (name, part), colour in zip(lines, COLOURS, strict=False):
             times = np.sort(part["raw_ms"])
@@ -133,7 +136,7 @@ def latency(record: Json, prefix: str) -> str:
         axes.set_xlabel(f"milliseconds a call ({how(record)})")
         axes.set_ylabel("calls done")
         _grid(axes)
-        axes.legend(fontsize=9, loc="lower right")
+        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     said = "; ".join(f"{name}: median {part['median_ms']:.3g} ms" for name, part in lines)
     return svg(figure, f"Distribution of the time of a call. {said}", prefix)
 
@@ -179,6 +182,8 @@ def pareto(points: Sequence[Point], prefix: str) -> str:
         for point, colour in zip(points, COLOURS * len(points), strict=False):
             axes.plot(point.ms, point.top1, "o", color=colour, markersize=8, label=f"{point.name} ({point.how})")
         axes.margins(0.15)
+        tops = [point.top1 for point in points]
+        axes.set_ylim(max(0.0, min(tops) - 1), min(100.5, max(tops) + 1))
         axes.set_xlabel("milliseconds an image")
         axes.set_ylabel("top-1 %")
         _grid(axes)
