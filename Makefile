@@ -37,14 +37,15 @@ demo: .venv/.installed
 	@printf '\n== 2/6  build: 4-bit weights, 8-bit activations, calibrated on pictures made from the network itself ==\n'
 	$(PY) -m toolchain.build --model vit_digits --bits w4a8 --eval $(DIGITS) --out $(BUNDLE)
 	@printf '\n== 3/6  accuracy of the integer engine beside the float model ==\n'
-	$(PY) -m runtime.accuracy $(BUNDLE) --data $(DIGITS)
+	$(PY) -m runtime.accuracy $(BUNDLE) --data $(DIGITS) --json $(BUNDLE)/reports/accuracy.json
 	@printf '\n== 4/6  parity: does the engine compute the very integers that were calibrated? ==\n'
-	$(PY) -m runtime.parity $(BUNDLE)
+	$(PY) -m runtime.parity $(BUNDLE) --ladder --json $(BUNDLE)/reports/ladder.json
 	@printf '\n== 5/6  what runs as integers ==\n'
 	$(PY) -m toolchain.inspect $(BUNDLE)
 	@printf '\n== 6/6  latency beside the float model ==\n'
-	$(PY) -m runtime.bench $(BUNDLE) --seconds 3
-	@printf '\nThe bundle is in %s\n' $(BUNDLE)
+	$(PY) -m runtime.bench $(BUNDLE) --seconds 3 --json $(BUNDLE)/reports/bench.json
+	$(PY) -m toolchain.report $(BUNDLE)
+	@printf '\nThe bundle is in %s. All of this on one page: %s/report.html\n' $(BUNDLE) $(BUNDLE)
 
 test: .venv/.installed
 	$(TEST_THREADS)1} $(PY) -m pytest -q $(TEST_PROCESSES)

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benches.schema import check_record
 from runtime import machine
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benches" / "results"
+# Where records are read and written; another folder lets a bench be repeated beside the committed ones.
+RESULTS = Path(os.environ.get("INTVIT_RESULTS") or ROOT / "benches" / "results")
 PACKAGES = ("torch", "timm", "onnx", "onnx-ir", "onnxruntime", "numpy", "pillow")
 
 
@@ -64,16 +67,24 @@ def today() -> str:
 
 
 def write_result(
-    name: str, payload: Mapping[str, Any], *, seeds: Sequence[int] = (), results: Path = RESULTS
+    name: str,
+    payload: Mapping[str, Any],
+    *,
+    seeds: Sequence[int] = (),
+    hashes: Mapping[str, str] | None = None,
+    results: Path = RESULTS,
 ) -> dict[str, Any]:
     """Save ``payload`` with everything that dates it as ``results/<name>.json``, whole or not at all.
 
     Args:
         name: of the record, without extension. payload: the figures, under keys of its own.
-        seeds: every seed the figures depend on. results: the folder.
+        seeds: every seed the figures depend on. hashes: sha256 of what was measured, by name. results: the folder.
 
     Returns:
         What was written.
+
+    Raises:
+        IntvitError: the record does not follow :mod:`benches.schema`, or cannot be written.
     """
     record = {
         "name": name,
@@ -82,9 +93,11 @@ def write_result(
         "commit": git_commit(),
         "date": today(),
         "seeds": list(seeds),
+        "hashes": dict(hashes or {}),
         **payload,
     }
-    atomic_write_json(results / f"{name}.json", record)
+    path = results / f"{name}.json"
+    atomic_write_json(path, check_record(record, path))
     return record
 
 
@@ -92,7 +105,7 @@ def read_result(name: str, results: Path = RESULTS) -> dict[str, Any] | None:
     """The record of that name, or None when it has not been measured.
 
     Raises:
-        IntvitError: the file is there but is not a JSON object.
+        IntvitError: the file is there but does not follow :mod:`benches.schema`.
     """
     path = results / f"{name}.json"
     try:
@@ -101,9 +114,7 @@ def read_result(name: str, results: Path = RESULTS) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise IntvitError("not a record", where=str(path), why=str(error), next="measure it again") from error
-    if not isinstance(record, dict):
-        raise IntvitError("not a record", where=str(path), why="a record is a JSON object", next="measure it again")
-    return record
+    return check_record(record, path)
 
 
 def kept_rows(name: str, force: bool, results: Path = RESULTS) -> list[dict[str, Any]]:

@@ -128,6 +128,34 @@ def ablate_calibration(record: Record) -> str:
     return markdown(head, rows, left=2)
 
 
+def accuracy_throughput(record: Record) -> str:
+    """Pictures a second of an accuracy run, decoding included, against those of its models alone."""
+    head = [
+        "models",
+        "batch",
+        "threads",
+        "alone /s",
+        "with decoding /s",
+        "part %",
+        "at best %",
+        "decoding, ms a picture on one core",
+    ]
+    rows = [
+        [
+            row["models"],
+            str(row["batch"]),
+            str(row["threads"]),
+            number(row["own_per_second"]),
+            number(row["accuracy_per_second"]),
+            number(row["part"]),
+            number(row["possible"]),
+            number(row["decode_ms"], 2),
+        ]
+        for row in record["rows"]
+    ]
+    return markdown(head, rows, left=1)
+
+
 def head_similarity(record: Record) -> str:
     """The inter-head loss beside its written-out form: time and peak memory of forward and backward."""
     head = ["shapes", "batch", "threads", "naive ms", "ours ms", "speedup", "naive MiB", "ours MiB", "less memory"]
@@ -171,6 +199,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "cpu_latency": cpu_latency,
     "cpu_engines": engine_tables.engines,
     "lowering_cost": lowering_cost,
+    "accuracy_throughput": accuracy_throughput,
     "ablate_calibration": ablate_calibration,
     "calibration_accuracy": calibration_tables.accuracy,
     "synthesis_accuracy": synthesis_tables.accuracy,

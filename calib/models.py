@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -65,7 +65,7 @@ class ModelSpec:
         """The network in eval mode; its weights are whatever the constructor leaves in them."""
         if self.name in PACKAGED:
             return VisionTransformer(**self.kwargs).eval()
-        return timm.create_model(self.tag, pretrained=False).eval()
+        return timm.create_model(self.tag, pretrained=False, num_classes=self.num_classes).eval()
 
     def denormalise(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised (B, 3, H, W) to pixel values in [0, 1]."""
@@ -194,13 +194,26 @@ def load(name: str, checkpoint: str | None = None, seed: int = 0) -> LoadedModel
     if checkpoint is None and name not in PACKAGED:
         return _from_hub(spec)
     path = _asset(f"{name}.safetensors") if checkpoint is None else Path(checkpoint).expanduser()
-    module = require_supported(spec.build(), spec)
     state = read_state_dict(path)
+    spec = with_own_classes(spec, state)
+    module = require_supported(spec.build(), spec)
     adapt: Callable[..., dict[str, Any]] = swin_filter if isinstance(module, SwinTransformer) else vit_filter
     if set(state) != set(module.state_dict()):
         state = _adapted(adapt, state, module, str(path))
     load_into(module, state, str(path))
     return LoadedModel(module.eval(), spec, "packaged" if checkpoint is None else "checkpoint", sha256_of(path))
+
+
+def with_own_classes(spec: ModelSpec, state: dict[str, Any]) -> ModelSpec:
+    """The spec with the checkpoint's own number of classes, named by their index, where it is not the tag's.
+
+    A network that was trained on for somebody's own classes has another head and is the same otherwise.
+    """
+    head = next((state[name] for name in ("head.weight", "head.fc.weight") if name in state), None)
+    if spec.name in PACKAGED or head is None or head.ndim != 2 or len(head) in (0, spec.num_classes):
+        return spec
+    ids, names = _class_lists(len(head))
+    return replace(spec, num_classes=len(head), class_ids=ids, class_names=names)
 
 
 def _adapted(adapt: Callable[..., dict[str, Any]], state: dict[str, Any], module: nn.Module, where: str) -> Any:

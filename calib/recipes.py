@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -14,6 +14,7 @@ from calib.align.reconstruct import ReconstructConfig
 from calib.calibrate import CalibrateConfig
 from calib.errors import IntvitError
 from calib.synthesis.methods import METHODS, SynthesisConfig, find
+from calib.synthesis.own_prior import parse_prior, with_priors
 
 DEFAULT_METHOD = "best"
 REAL = "real"
@@ -82,6 +83,17 @@ def recipe(method: str, budget: str = DEFAULT_BUDGET, correction: str | None = N
         changed = replace(align.layer.correction, form=cast(Form, correction))
         align = replace(align, layer=replace(align.layer, correction=changed))
     return Recipe(method, None if method == REAL else find(method), align)
+
+
+def with_own_priors(chosen: Recipe, texts: Sequence[str]) -> Recipe:
+    """The recipe with the priors of ``--prior`` in its synthesis.
+
+    Raises:
+        IntvitError: a text that is no prior, or a recipe that optimises no image.
+    """
+    if chosen.synthesis is None:
+        raise IntvitError("a prior needs images that are synthesised", where="--prior", why="--method real reads them")
+    return replace(chosen, synthesis=with_priors(chosen.synthesis, [parse_prior(text) for text in texts]))
 
 
 def _require_known(name: str, known: Collection[str], what: str) -> None:

@@ -24,6 +24,7 @@ from calib.preview import contact_sheet
 from calib.progress import task
 from calib.synthesis.engine import SyntheticSet, assemble, make_groups, starting_images
 from calib.synthesis.methods import METHODS, SynthesisConfig, find, with_iterations
+from calib.synthesis.own_prior import parse_prior, with_priors
 from calib.synthesis.processes import Place, gather, joined
 from calib.synthesis.show import show
 from calib.synthesis.twin import has_fast_bf16
@@ -134,6 +135,10 @@ def main(
         str | None, typer.Option("--checkpoint", help="Weights: a .safetensors, .pt or .pth file, or 'random'.")
     ] = None,
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Default: the method's own.")] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option("--prior", metavar="FILE.py=WEIGHT", help="A loss of your own beside the method's."),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Images optimised together; default: what fits the memory.")
     ] = None,
@@ -146,6 +151,7 @@ def main(
     config = replace(find(method), images=images, batch=batch)
     if iterations is not None:
         config = with_iterations(config, iterations)
+    config = with_priors(config, [parse_prior(text) for text in prior or ()])
     kind = _device(device)
     check_out(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)

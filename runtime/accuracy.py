@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,108 +15,118 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from runtime import cli, machine
-from runtime.backends.base import Images, Logits, open_pair
+from runtime import cli, disagreements, machine
+from runtime.backends.base import open_pair
 from runtime.bundle import Bundle
-from runtime.dataset import Sample, Unreadable, batches, load_folder
+from runtime.classes import Classes
+from runtime.dataset import Unreadable, load_folder
 from runtime.files import atomic_write_json
-from runtime.manifest import Preprocess
-from runtime.progress import task
+from runtime.paired import Hits, discordant, mcnemar_p, paired_interval, paired_stderr, percent
+from runtime.predictions import Predictions, predict
 
-Run = Callable[[Images], Logits]
+# ONNX Runtime's threads meet at the end of every operator. Sessions of one thread each do not, and give the same bits.
+LANES = {"ort": 4}
+SHOWN_CLASSES = 5
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What one model said of M pictures: int64 (M, k) class indices, the best first, k = min(5, classes)."""
+class ClassDrop:
+    """One class: its pictures, and how many of them the engine and the float twin get right."""
 
-    top: npt.NDArray[np.int64]
-
-    def hits(self, labels: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.bool_]:
-        """bool (M,): whether the label is among the first ``k``."""
-        found: npt.NDArray[np.bool_] = (self.top[:, :k] == labels[:, None]).any(axis=1)
-        return found
+    index: int
+    images: int
+    right: int
+    baseline_right: int
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The result of :func:`evaluate`. Percentages are 0..100; ``stderr`` is in points.
+    """The result of :func:`evaluate`. Percentages are 0..100.
 
     Attributes:
-        top1, top5: of the engine.
-        images: how many pictures were read.
-        baseline_top1, baseline_top5: of the float twin on the same pictures.
-        twin_precision: what the twin computes in.
-        agreement: pictures for which both give the same first class.
-        stderr: paired standard error of ``top1 - baseline_top1``, from the differences picture by picture.
+        labels: int64 (M,). paths: the M pictures, in order.
+        engine, baseline: the predictions of the engine and of the float twin.
         unreadable: (path, reason) of the pictures skipped.
-        labels: int64 (M,), M = ``images``.
-        engine, baseline: the predictions themselves.
-        paths: the M pictures, in order.
+        seconds: wall-clock time from the first picture opened to the last answer, both models included.
+        lanes: how many copies of the models worked side by side. twin_precision: what the twin computes in.
     """
 
-    top1: float
-    top5: float
-    images: int
-    baseline_top1: float
-    baseline_top5: float
-    agreement: float
-    stderr: float
-    unreadable: tuple[tuple[str, str], ...]
     labels: npt.NDArray[np.int64]
+    paths: tuple[Path, ...]
     engine: Predictions
     baseline: Predictions
-    paths: tuple[Path, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    seconds: float
+    lanes: int = 1
     twin_precision: str = "float32"
 
-    def to_json(self) -> dict[str, Any]:
-        """The fixed keys, and ``baseline_top5`` and ``unreadable`` (path and reason) beside them."""
-        names = ("top1", "top5", "images", "baseline_top1", "agreement", "stderr", "baseline_top5")
+    @property
+    def images(self) -> int:
+        """How many pictures were read."""
+        return len(self.labels)
+
+    @property
+    def hits(self) -> tuple[Hits, Hits]:
+        """bool (M,) each: the first class of the engine, and of the twin, is the label."""
+        return self.engine.hits(self.labels, 1), self.baseline.hits(self.labels, 1)
+
+    @property
+    def top1(self) -> float:
+        """Of the engine, percent."""
+        return percent(self.hits[0])
+
+    @property
+    def top5(self) -> float:
+        """Of the engine, percent."""
+        return percent(self.engine.hits(self.labels, 5))
+
+    @property
+    def baseline_top1(self) -> float:
+        """Of the float twin, percent."""
+        return percent(self.hits[1])
+
+    @property
+    def baseline_top5(self) -> float:
+        """Of the float twin, percent."""
+        return percent(self.baseline.hits(self.labels, 5))
+
+    @property
+    def agreement(self) -> float:
+        """Pictures for which both give the same first class, percent."""
+        return percent(self.engine.top[:, 0] == self.baseline.top[:, 0])
+
+    @property
+    def stderr(self) -> float:
+        """Paired standard error of ``top1 - baseline_top1``, points."""
+        return paired_stderr(*self.hits)
+
+    def drops(self) -> list[ClassDrop]:
+        """The classes the engine gets right less often than the twin, the largest loss first."""
+        hits, baseline = self.hits
+        found = []
+        for index in np.unique(self.labels):
+            mine = self.labels == index
+            counts = (int(each.sum()) for each in (mine, hits & mine, baseline & mine))
+            found.append(ClassDrop(int(index), *counts))
+        lost = [drop for drop in found if drop.right < drop.baseline_right]
+        return sorted(lost, key=lambda drop: (drop.right - drop.baseline_right, drop.index))
+
+    def to_json(self, classes: Classes) -> dict[str, Any]:
+        """The fixed keys (top1, top5, images, baseline_top1, agreement, stderr), and the rest beside them."""
+        names = ("top1", "top5", "images", "baseline_top1", "baseline_top5", "agreement", "stderr", "seconds", "lanes")
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
-        values["unreadable"] = [{"path": path, "reason": reason} for path, reason in self.unreadable]
-        return values
-
-
-def top_classes(logits: Logits, k: int = 5) -> npt.NDArray[np.int64]:
-    """int64 (N, min(k, classes)): the best classes of each row, ties to the lower index."""
-    return np.argsort(-logits, axis=1, kind="stable")[:, :k].astype(np.int64)
-
-
-def predict(
-    runs: list[Run], samples: list[Sample], rule: Preprocess, *, batch: int = 8, label: str = "accuracy"
-) -> tuple[list[Predictions], npt.NDArray[np.int64], tuple[Path, ...], Unreadable]:
-    """Give the same pictures to several models, each float32 (N, 3, H, W) -> float32 (N, classes).
-
-    Returns:
-        The predictions of each model, the labels int64 (M,), the M paths, and the pictures skipped.
-
-    Raises:
-        IntvitError: more than 1 % of the pictures are unreadable, or all.
-    """
-    tops: list[list[npt.NDArray[np.int64]]] = [[] for _ in runs]
-    labels: list[npt.NDArray[np.int64]] = []
-    paths: list[Path] = []
-    unreadable = Unreadable()
-    with task(label, len(samples)) as advance:
-        for part in batches(samples, rule, unreadable, batch=batch, workers=min(2, machine.available_cores())):
-            for run, top in zip(runs, tops, strict=True):
-                top.append(top_classes(run(part.images)))
-            labels.append(part.labels)
-            paths += [sample.path for sample in part.samples]
-            advance(len(part.samples))
-        advance(len(unreadable.files))
-    return [Predictions(np.concatenate(top)) for top in tops], np.concatenate(labels), tuple(paths), unreadable
-
-
-def percent(hits: npt.NDArray[np.bool_]) -> float:
-    """The part of ``hits`` (bool (M,)) that is true, 0..100."""
-    return 100.0 * float(hits.mean())
-
-
-def paired_stderr(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
-    """Standard error, in points, of the difference of two hit rates on the same M pictures; 0 for a single picture."""
-    difference = first.astype(np.float64) - second.astype(np.float64)
-    return 100.0 * float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+        gained, lost = discordant(*self.hits)
+        low, high = paired_interval(*self.hits)
+        return values | {
+            "interval_95": [low, high],
+            "mcnemar": {"only_engine_right": gained, "only_float_right": lost, "p": mcnemar_p(*self.hits)},
+            "drops": [
+                asdict(drop) | {"id": classes.ids[drop.index], "name": classes.names[drop.index]}
+                for drop in self.drops()
+            ],
+            "images_per_second": self.images / self.seconds,
+            "unreadable": [{"path": path, "reason": reason} for path, reason in self.unreadable],
+        }
 
 
 def evaluate(
@@ -131,54 +142,60 @@ def evaluate(
     """Measure the engine and its float twin on the pictures of a folder (see :func:`runtime.dataset.load_folder`).
 
     ``options`` of the backend go to the engine; the twin keeps its precision, so that it stays the float reference.
+    ``threads`` are those of all lanes together.
 
     Raises:
         IntvitError: unknown backend or class folder, no pictures, or more than 1 % of them unreadable.
     """
     samples = load_folder(data, bundle.classes(), limit=limit)
-    engine, twin = open_pair(bundle, backend, threads=threads, options=options)
-    try:
-        rule = bundle.manifest.preprocess
-        (mine, baseline), labels, paths, unreadable = predict([engine.run, twin.run], samples, rule, batch=batch)
-        twin_precision = twin.describe().get("float", "float32")
-    finally:
-        engine.close()
-        twin.close()
-    hits, baseline_hits = mine.hits(labels, 1), baseline.hits(labels, 1)
+    used, unreadable = threads or machine.available_cores(), Unreadable()
+    count = min(LANES.get(backend, 1), used)
+    with contextlib.ExitStack() as stack:
+        lanes, twin_precision = [], "float32"
+        for _ in range(count):
+            engine, twin = open_pair(bundle, backend, threads=used // count, options=options)
+            stack.callback(engine.close)
+            stack.callback(twin.close)
+            twin_precision = str(twin.describe().get("float", twin_precision))
+            lanes.append([engine.run, twin.run])
+        begun = time.perf_counter()
+        answers = predict(lanes, samples, bundle.manifest.preprocess, unreadable, batch=batch)
+        seconds = time.perf_counter() - begun
+    mine, baseline = answers.models
     return Accuracy(
-        top1=percent(hits),
-        top5=percent(mine.hits(labels, 5)),
-        images=len(labels),
-        baseline_top1=percent(baseline_hits),
-        baseline_top5=percent(baseline.hits(labels, 5)),
-        agreement=percent(mine.top[:, 0] == baseline.top[:, 0]),
-        stderr=paired_stderr(hits, baseline_hits),
-        unreadable=tuple(unreadable.files),
-        labels=labels,
-        engine=mine,
-        baseline=baseline,
-        paths=paths,
-        twin_precision=twin_precision,
+        answers.labels, answers.paths, mine, baseline, tuple(unreadable.files), seconds, count, twin_precision
     )
 
 
-def show(result: Accuracy, console: Console) -> None:
-    """Print the result as a table, and the pictures that were skipped."""
+def show(result: Accuracy, classes: Classes, console: Console) -> None:
+    """Print the result as a table, what it means, where it was lost, and the pictures that were skipped."""
     table = Table(title=f"accuracy on {result.images} pictures")
     for column in ("", "top-1 %", "top-5 %"):
         table.add_column(column, justify="right" if column else "left")
     table.add_row("integer engine", f"{result.top1:.2f}", f"{result.top5:.2f}")
     table.add_row(f"{result.twin_precision} twin", f"{result.baseline_top1:.2f}", f"{result.baseline_top5:.2f}")
     console.print(table)
-    lost = result.top1 - result.baseline_top1
-    console.print(
-        f"{lost:+.2f} points against {result.twin_precision} (standard error {result.stderr:.2f}); "
-        f"same first class for {result.agreement:.2f} % of the pictures",
-        highlight=False,
-        soft_wrap=True,
+    low, high = paired_interval(*result.hits)
+    gained, lost = discordant(*result.hits)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(
+        f"{result.top1 - result.baseline_top1:+.2f} points against {result.twin_precision} (standard error "
+        f"{result.stderr:.2f}, 95 % interval {low:+.2f} to {high:+.2f}); {lost} pictures lost, {gained} won, "
+        f"McNemar p = {mcnemar_p(*result.hits):.3g}; same first class for {result.agreement:.2f} % of the pictures"
     )
+    drops = result.drops()
+    if drops:
+        worst = (
+            f"{classes.names[drop.index].partition(',')[0]} ({drop.baseline_right} to {drop.right} of {drop.images})"
+            for drop in drops[:SHOWN_CLASSES]
+        )
+        say(f"{len(drops)} classes lose: " + ", ".join(worst) + (", ..." if len(drops) > SHOWN_CLASSES else ""))
+    say(f"{result.images / result.seconds:.0f} pictures a second, decoding and both models included")
     for path, reason in result.unreadable:
-        console.print(f"skipped, unreadable: {path}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        say(f"skipped, unreadable: {path}: {reason}")
 
 
 def main(
@@ -191,16 +208,33 @@ def main(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures a call.")] = 8,
     threads: cli.ThreadsOption = None,
     option: cli.EngineOption = None,
+    disagree: Annotated[
+        Path | None,
+        typer.Option("--disagreements", metavar="DIR", help="Write DIR/index.html: the pictures they part most on."),
+    ] = None,
     json: cli.JsonOption = None,
     debug: cli.DebugOption = False,
 ) -> None:
     """Measure top-1 and top-5 of the integer engine and of its float32 twin on labelled pictures."""
     options = cli.parse_options(option)
     opened = Bundle.open(bundle)
+    classes = opened.classes()
     result = evaluate(opened, data, backend=backend, limit=limit, batch=batch, threads=threads, options=options)
-    show(result, Console())
+    show(result, classes, Console())
+    if disagree is not None:
+        page = disagreements.write(
+            disagree,
+            disagreements.worst(result.engine, result.baseline),
+            result.engine,
+            result.baseline,
+            result.labels,
+            result.paths,
+            classes,
+            title=opened.manifest.name,
+        )
+        print(f"wrote {page}")
     if json is not None:
-        atomic_write_json(json, {**result.to_json(), "backend": backend, "bundle": opened.sha256})
+        atomic_write_json(json, {**result.to_json(classes), "backend": backend, "bundle": opened.sha256})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,9 +83,15 @@ def load_folder(data: Path, classes: Classes, *, limit: int | None = None) -> li
 
 
 def batches(
-    samples: Sequence[Sample], rule: Preprocess, unreadable: Unreadable, *, batch: int = 8, workers: int = 2
-) -> Iterator[Batch]:
-    """Decode the samples in order into batches; decoding runs ahead by about two batches, no further.
+    samples: Sequence[Sample],
+    rule: Preprocess,
+    unreadable: Unreadable,
+    *,
+    batch: int = 8,
+    workers: int = 2,
+    ahead: int = 2,
+) -> Generator[Batch, None, None]:
+    """Decode the samples in order into batches; decoding runs ``ahead`` by so many batches, no further.
 
     Unreadable pictures are noted in ``unreadable`` and skipped.
 
@@ -98,7 +104,7 @@ def batches(
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
     try:
         while True:
-            while len(pending) < 2 * batch and (sample := next(queue, None)) is not None:
+            while len(pending) < ahead * batch and (sample := next(queue, None)) is not None:
                 pending.append((sample, pool.submit(load_image, sample.path, rule)))
             if not pending:
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from calib.align.correction import FORMS
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError as CalibError
 from calib.models import load
-from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, recipe
+from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, recipe, with_own_priors
 from calib.scheme import parse, require_buildable
 from runtime import cli
 from runtime.backends.base import backend_class
@@ -26,16 +27,19 @@ from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
+from toolchain.inspect import inspect
 from toolchain.layers import report_layers
 from toolchain.lowering import TARGETS, require_exact
 from toolchain.output import check_out, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
+from toolchain.report import write_report
+from toolchain.report.gather import REPORTS
 from toolchain.stages import StageStore, default_store
 from toolchain.targets.tensorrt import TensorRtOptions
 
 DEFAULT_IMAGES = 128
 DEFAULT_TARGET = "ort"
-COST = "cost.json"
+COST, REPORT = "cost.json", "report.html"
 
 
 def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, force: bool, console: Console) -> Bundle:
@@ -92,6 +96,20 @@ def _assemble(
     return Bundle.open(out)
 
 
+def _report(bundle: Bundle, targets: list[str], console: Console) -> None:
+    """Write reports/inspect.json and report.html into a finished bundle, which is whole without them.
+
+    Runs only after the bundle has its name: an hour's work is not lost for a page.
+    """
+    try:
+        if DEFAULT_TARGET in targets:
+            found = inspect(bundle, DEFAULT_TARGET).to_json() | {"bundle": bundle.sha256, "backend": DEFAULT_TARGET}
+            atomic_write_json(bundle.root / REPORTS / "inspect.json", found)
+        write_report([bundle.root], bundle.root / REPORT)
+    except IntvitError as error:
+        console.print(f"the bundle is whole, its report could not be written:\n{error.render()}", markup=False)
+
+
 def _tell(console: Console, what: str, reused: bool, folder: Path) -> None:
     console.print(f"{what}: {'reused' if reused else 'made'} {folder.name}", highlight=False, markup=False)
 
@@ -114,7 +132,8 @@ def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> Non
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"{seconds:.0f} s. Next: python -m runtime.bench {out}", highlight=False, markup=False)
+    console.print(f"{seconds:.0f} s. What is known of it: {out / REPORT}", highlight=False, markup=False)
+    console.print(f"Next: python -m runtime.bench {out}", highlight=False, markup=False)
 
 
 def _device(choice: str) -> str:
@@ -168,6 +187,10 @@ def main(
     iterations: Annotated[
         int | None, typer.Option("--iterations", min=1, help="Synthesis steps; default: the method's.")
     ] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option("--prior", metavar="FILE.py=WEIGHT", help="A loss of your own for the images."),
+    ] = None,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", help="Weights: a .safetensors, .pt or .pth file, or 'random'.")
     ] = None,
@@ -218,12 +241,15 @@ def main(
             seed,
             option,
         )
+        if prior:
+            job = replace(job, recipe=with_own_priors(job.recipe, prior))
         if eval_data is not None:
             backend_class(_backend(job.targets))
             spec = job.loaded.spec
             load_folder(eval_data, Classes(tuple(spec.class_ids), tuple(spec.class_names)))
         path = out or Path("build") / f"{model}-{job.scheme}".replace(":", "")
         bundle = build(job, path, StageStore(cache or default_store(), force), eval_data, force, console)
+        _report(bundle, job.targets, console)
     except CalibError as error:
         raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error
     if layers:

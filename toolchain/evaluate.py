@@ -10,12 +10,13 @@ import torch
 
 from calib.calibrated import CalibratedModel
 from calib.quant.surgery import set_quantized
-from runtime.accuracy import evaluate, paired_stderr, percent, predict
+from runtime.accuracy import evaluate
 from runtime.bundle import Bundle
-from runtime.dataset import load_folder
+from runtime.dataset import Unreadable, load_folder
+from runtime.paired import paired_stderr, percent
+from runtime.predictions import predict
 
 
-@torch.no_grad()
 def measure(bundle: Bundle, model: CalibratedModel, data: Path, backend: str) -> dict[str, Any]:
     """Top-1 in percent of the float twin, the fake-quantized model and the engine on ``data``, with standard errors.
 
@@ -27,13 +28,15 @@ def measure(bundle: Bundle, model: CalibratedModel, data: Path, backend: str) ->
     result = evaluate(bundle, data, backend=backend)
     set_quantized(model.module, True)
 
+    @torch.no_grad()
     def fake_quant(images: np.ndarray) -> np.ndarray:
         logits: np.ndarray = model.module(torch.from_numpy(images)).numpy()
         return logits
 
     samples = load_folder(data, bundle.classes())
-    (mine,), labels, _, _ = predict([fake_quant], samples, bundle.manifest.preprocess, label="fake-quant accuracy")
-    hits = mine.hits(labels, 1)
+    rule = bundle.manifest.preprocess
+    answers = predict([[fake_quant]], samples, rule, Unreadable(), label="fake-quant accuracy")
+    hits = answers.models[0].hits(answers.labels, 1)
     return {
         "images": result.images,
         "float_top1": result.baseline_top1,

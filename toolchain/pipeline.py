@@ -27,6 +27,7 @@ from toolchain.bundle import write_golden, write_side_files
 from toolchain.lowering import lower
 from toolchain.stages import StageResult, StageStore
 from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.traces import write_traces
 
 # What a stage's key covers: every module that has a part in its result. A test follows the imports.
 MODEL_CODE = (
@@ -59,6 +60,7 @@ LOWER_CODE = (
     "toolchain/targets",
     "toolchain/lowering.py",
     "toolchain/bundle.py",
+    "toolchain/traces.py",
 )
 
 
@@ -200,7 +202,9 @@ def lower_stage(job: Job, store: StageStore, images: StageResult, calibrated: St
         model = CalibratedModel.load(calibrated.folder)
         original = job.loaded.module.cpu()
         lower(model, original, job.targets, folder, job.tensorrt)
-        write_golden(model, original, golden_images(job, images), folder / "golden/golden.safetensors")
+        chosen = golden_images(job, images)
+        write_golden(model, original, chosen, folder / "golden/golden.safetensors")
+        write_traces(model, original, chosen, images.folder / "history.json", folder)
         write_side_files(model, read_pixels(images) if job.recipe.data_free else _noise(job), folder)
 
     return store.run("lower", inputs, LOWER_CODE, work)

@@ -46,7 +46,7 @@ def loss_curves(history: Sequence[dict[str, float]], path: Path) -> None:
     Args:
         history: rows of ``SyntheticSet.history``; groups may differ in terms and length. Empty: nothing is written.
     """
-    curves = _curves(history)
+    curves = term_curves(history)
     if not curves:
         return
     groups = len({row["batch"] for row in history})
@@ -68,7 +68,7 @@ def loss_curves(history: Sequence[dict[str, float]], path: Path) -> None:
     _write(figure, path)
 
 
-def _curves(history: Sequence[dict[str, float]]) -> dict[str, npt.NDArray[np.float64]]:
+def term_curves(history: Sequence[dict[str, float]]) -> dict[str, npt.NDArray[np.float64]]:
     """Per term (groups that have it, most steps), NaN where a group has no such step; ``total`` is last."""
     longest = max((int(row["step"]) for row in history), default=0)
     terms: dict[str, dict[float, npt.NDArray[np.float64]]] = {}

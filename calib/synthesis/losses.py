@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from calib.synthesis.methods import SynthesisConfig
+from calib.synthesis.own_prior import Attention
 from calib.synthesis.priors.attention_prior import attention_prior_loss, deep_half
 from calib.synthesis.priors.head_similarity import head_similarity_loss
 from calib.synthesis.priors.patch_entropy import patch_entropy_loss
@@ -28,8 +29,9 @@ from calib.taps import AttentionTaps, Wanted
 
 def wanted(config: SynthesisConfig) -> list[Wanted]:
     """What the method's losses read from attention."""
-    needs: list[Wanted] = ["values"] if config.priors.entropy else []
-    return [*needs, "queries"] if config.priors.heads or config.priors.attention else needs
+    priors = config.priors
+    needs: list[Wanted] = ["values"] if priors.entropy or priors.own else []
+    return [*needs, "queries"] if priors.heads or priors.attention or priors.own else needs
 
 
 def gradient(
@@ -86,6 +88,13 @@ def _terms(
         profiles = [_of_whole(taps.profile(index), len(images), len(logits)) for index in deep_half(blocks)]
         loss = attention_prior_loss(profiles, state.scaled_priors(), blocks)
         terms["attention"] = _scaled("attention", priors.attention, loss, config, state)
+    for own in priors.own:
+        values, queries, keys = (
+            [_of_whole(value, len(images), len(logits)) for value in kept]
+            for kept in (taps.values, taps.queries, taps.keys)
+        )
+        loss = own.loss()(images, Attention(values, queries, keys, taps.prefix_tokens))
+        terms[own.name] = _scaled(own.name, own.weight, loss, config, state)
     if config.targets.weight:
         terms["class"] = config.targets.weight * target_loss(logits, state.targets)
     if config.variation.weight:

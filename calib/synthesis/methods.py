@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from calib.errors import IntvitError
+from calib.synthesis.own_prior import OwnPrior
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Priors:
         heads: inter-head attention similarity. attention: alignment with random attention priors.
         components: most Gaussians in one attention prior. normalise: divide ``heads`` and ``attention`` by their own
         value at the first iteration, so that one weight fits every model. rows: number of patches the entropy and
-        head losses look at, drawn anew each iteration; None = all.
+        head losses look at, drawn anew each iteration; None = all. own: priors from files of the user's.
     """
 
     entropy: float = 0.0
@@ -58,6 +59,7 @@ class Priors:
     components: int = 5
     normalise: bool = False
     rows: int | None = None
+    own: tuple[OwnPrior, ...] = ()
 
 
 @dataclass(frozen=True)

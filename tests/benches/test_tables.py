@@ -114,6 +114,15 @@ def test_the_tables_of_this_repository_are_current() -> None:
     assert tables.update(check=True) == []
 
 
+@pytest.mark.parametrize("name", sorted([*tables.TABLES, *tables.SOURCES]))
+def test_every_table_is_shown_in_one_text_or_more(name: str) -> None:
+    """A measured table that no text asks for would never be found stale."""
+    if name in tables.TABLES and record.read_result(tables.RECORDS.get(name, name)) is None:
+        pytest.skip("not measured yet")
+    marker = f"<!-- generated: {name} -->"
+    assert any(marker in path.read_text("utf-8") for path in tables.texts(tables.ROOT))
+
+
 def test_the_page_of_the_linter_has_every_rule(tmp_path: Path) -> None:
     text = tables.render("lint_rules", tmp_path)
     for rule in RULES:

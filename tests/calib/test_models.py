@@ -179,6 +179,20 @@ def test_a_checkpoint_gives_the_same_network(tmp_path: Path, digits: LoadedModel
     assert (loaded.weights, loaded.digest) == ("checkpoint", sha256_of(path))
 
 
+@pytest.mark.parametrize(("name", "head"), [("vit_t", "head"), ("swin_t", "head.fc")])
+def test_a_checkpoint_with_classes_of_its_own(tmp_path: Path, name: str, head: str) -> None:
+    """The head says how many there are; they are named by their index."""
+    trained = load(name, "random").module
+    state = dict(trained.state_dict())
+    state[f"{head}.weight"], state[f"{head}.bias"] = torch.randn(5, state[f"{head}.weight"].shape[1]), torch.zeros(5)
+    save_file(state, tmp_path / "mine.safetensors")
+    loaded = load(name, str(tmp_path / "mine.safetensors"))
+    assert (loaded.spec.num_classes, loaded.spec.class_ids) == (5, tuple("01234"))
+    assert loaded.module(pictures(1, 224)).shape == (1, 5)
+    assert torch.equal(loaded.module.get_submodule(head).weight, state[f"{head}.weight"])
+    assert loaded.spec.build().get_submodule(head).weight.shape[0] == 5
+
+
 def test_old_names_are_brought_up_to_date(tmp_path: Path) -> None:
     """DeiT's and Swin's own releases carry names and buffers that timm has since changed."""
     fresh = load("swin_t", "random").module

@@ -36,7 +36,8 @@ PATIENCE_S = 60.0
 def files(root: Path) -> dict[str, bytes]:
     """Every file's bytes, but for what one run took."""
     found = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    found.pop("cost.json", None)
+    for name in ("cost.json", "report.html"):
+        found.pop(name, None)
     return found
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from runtime import accuracy as verb
 from runtime import cli
-from runtime.accuracy import Predictions, evaluate, paired_stderr, top_classes
+from runtime.accuracy import Accuracy, ClassDrop, evaluate
 from runtime.bundle import Bundle
+from runtime.classes import Classes
+from runtime.disagreements import MOST
 from runtime.images import load_image
+from runtime.predictions import Predictions
 from tests.conftest import BACKENDS
 from tests.runtime.tiny import Spec, reference
 
@@ -80,22 +81,34 @@ def test_unknown_class_is_an_error_without_a_traceback(
     assert "zebra" in said and "Traceback" not in said
 
 
-def test_top_classes() -> None:
-    logits = np.array([[1, 3, 2, 3, 0, -1], [0, 0, 0, 0, 0, 9]], np.float32)
-    np.testing.assert_array_equal(top_classes(logits), [[1, 3, 2, 0, 4], [5, 0, 1, 2, 3]])
-    assert top_classes(logits[:, :3]).shape == (2, 3)
-    hits = Predictions(top_classes(logits)).hits(np.array([3, 4]), 5)
-    np.testing.assert_array_equal(hits, [True, False])
+def test_lanes_change_the_time_and_nothing_else(tiny_bundle: Path, folder: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    one, several = (evaluate(bundle, folder, threads=threads, batch=7) for threads in (1, 3))
+    assert (one.lanes, several.lanes) == (1, 3)
+    assert one.paths == several.paths and one.unreadable == several.unreadable
+    for first, second in ((one.engine, several.engine), (one.baseline, several.baseline)):
+        np.testing.assert_array_equal(first.top, second.top)
+        np.testing.assert_array_equal(first.of_last, second.of_last)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
-def test_stderr_from_counts(pairs: list[tuple[bool, bool]]) -> None:
-    """With b and c the pictures only one of the two gets right: variance (b + c - (b - c)^2 / n) / (n - 1)."""
-    first, second = (np.array(side) for side in zip(*pairs, strict=True))
-    n, b, c = len(pairs), int((first & ~second).sum()), int((~first & second).sum())
-    wanted = 100 * math.sqrt(max(0.0, (b + c - (b - c) ** 2 / n) / (n - 1)) / n)
-    assert paired_stderr(first, second) == pytest.approx(wanted, abs=1e-6)
+def test_drops_are_counts_by_class() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    right = np.array([[0, 9], [9, 0], [9, 0], [1, 9], [1, 9], [2, 9]])  # the engine: 1 of 3, 2 of 2, 1 of 1
+    twin = np.array([[0, 9], [0, 9], [0, 9], [1, 9], [9, 1], [2, 9]])  # the twin: 3 of 3, 1 of 2, 1 of 1
+    blank = np.zeros(6, np.float32)
+    said = [Predictions(top.astype(np.int64), blank, blank) for top in (right, twin)]
+    result = Accuracy(labels, tuple(Path(str(i)) for i in range(6)), *said, (), 2.0)
+    assert result.drops() == [ClassDrop(0, 3, 1, 3)]
+    found = result.to_json(Classes(tuple(map(str, range(10))), tuple("abcdefghij")))
+    assert found["mcnemar"] == {"only_engine_right": 1, "only_float_right": 2, "p": 1.0}
+    assert found["drops"][0]["name"] == "a" and found["images_per_second"] == 3.0
+    assert found["interval_95"][0] < found["top1"] - found["baseline_top1"] < found["interval_95"][1]
 
 
-def test_stderr_of_one_picture() -> None:
-    assert paired_stderr(np.array([True]), np.array([False])) == 0.0
+def test_disagreements_are_written_on_request(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    assert cli.invoke(verb.main, [str(tiny_bundle), "--data", str(folder), "--disagreements", str(tmp_path / "d")]) == 0
+    page = (tmp_path / "d/index.html").read_text("utf-8")
+    result = evaluate(bundle, folder)
+    differ = int((result.engine.top[:, 0] != result.baseline.top[:, 0]).sum())
+    assert f"{differ} of {COUNT} pictures" in page and page.count("<img ") == min(differ, MOST)

@@ -20,6 +20,7 @@ from PIL import Image
 from benches.digits import picture_files
 from runtime import cli
 from runtime.bundle import Bundle
+from runtime.errors import IntvitError
 from runtime.parity import check
 from tests.conftest import REPO
 from toolchain.build import main
@@ -73,7 +74,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files(root: Path) -> dict[str, bytes]:
     """Every file's bytes, but for what one run took."""
     found = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    found.pop("cost.json", None)
+    for name in ("cost.json", "report.html"):
+        found.pop(name, None)
     return found
 
 
@@ -81,10 +83,31 @@ def build(cache: Path, out: Path, *options: str, base: list[str] = NOISE) -> int
     return cli.invoke(main, [*base, "--cache", str(cache), "--out", str(out), *options])
 
 
+def test_the_report_is_written_with_what_the_build_knows(quick: Built) -> None:
+    page = (quick.out / "report.html").read_text("utf-8")
+    for part in ("100.0 %", "block 1, head 1, integer", "Weighted loss terms of the synthesis", "runtime.bench"):
+        assert part in page
+    assert "report.html" in quick.said
+
+
+def test_a_report_that_cannot_be_written_costs_no_bundle(
+    quick: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(bundles: list[Path], out: Path) -> None:
+        raise IntvitError("no ink", where=str(out))
+
+    monkeypatch.setattr("toolchain.build.write_report", fail)
+    assert build(quick.cache, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "no ink" in said and "the bundle is whole" in said
+    Bundle.open(tmp_path / "out")
+
+
 def test_the_bundle_holds_what_the_issue_asks_for(quick: Built) -> None:
     assert set(files(quick.out)) == {
         "manifest.json", "manifest.sha256", "classes.json", "preview.png", "golden/golden.safetensors",
         "canonical/model.onnx", "ort/model.onnx", "float/model.onnx",
+        "reports/inspect.json", "reports/network.json", "reports/synthesis.json",
     }  # fmt: skip
     manifest = quick.bundle.manifest
     assert (manifest.name, manifest.model, manifest.scheme) == ("vit_digits-w4a8", "vit_digits", "w4a8")
@@ -196,7 +219,8 @@ def test_eval_writes_what_it_measured(
     assert "top-1 on 40 pictures" in said
     assert f"engine {reported['engine_top1']:.2f}" in said
     measured, plain = files(tmp_path / "out"), files(quick.out)
-    assert {name for name in plain if measured[name] != plain[name]} == {"manifest.json", "manifest.sha256"}
+    changed = {name for name in plain if measured[name] != plain[name]}
+    assert changed == {"manifest.json", "manifest.sha256", "reports/inspect.json"}  # which names the manifest's digest
 
 
 def test_real_pictures_are_only_for_calibration(

@@ -122,7 +122,7 @@ def test_nothing_to_show_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_mixtures_skip_the_terms_a_group_lacks() -> None:
-    curves = figures._curves(MIXED)
+    curves = figures.term_curves(MIXED)
     assert list(curves) == ["heads", "class", "tv", "total"]
     assert [len(values) for values in curves.values()] == [1, 2, 1, 2]
     np.testing.assert_allclose(curves["heads"], [[0.9, 0.8, 0.7, 0.6, 0.5]])
@@ -133,7 +133,7 @@ def test_mixtures_skip_the_terms_a_group_lacks() -> None:
 
 def test_steps_that_are_not_numbers_are_left_out(tmp_path: Path) -> None:
     history = [*rows(0, 4, total=1.0), {"batch": 0, "step": 5, "total": float("inf")}]
-    assert np.isnan(figures._curves(history)["total"][0, 4])
+    assert np.isnan(figures.term_curves(history)["total"][0, 4])
     loss_curves(history, tmp_path / "a.png")
     opened(tmp_path / "a.png")
 

@@ -1,0 +1,107 @@
+"""A prior in one file: read, run beside the method's losses, and part of what names a set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from calib.errors import IntvitError
+from calib.recipes import recipe, with_own_priors
+from calib.synthesis.losses import gradient, wanted
+from calib.synthesis.methods import BEST, NOISE, PROCEDURAL, PSAQ, SPDFQ
+from calib.synthesis.own_prior import parse_prior, with_priors
+from calib.synthesis.plan import Group
+from calib.synthesis.priors.attention_prior import layouts
+from calib.synthesis.state import start
+from calib.synthesis.twin import twins
+from calib.taps import AttentionTaps
+from tests.calib.networks import VIT_SIDE, spec_of, tiny_vit
+
+FLAT = """
+def loss(images, attention):
+    assert attention.prefix_tokens == 1
+    assert {len(kept) for kept in (attention.values, attention.queries, attention.keys)} == {2}
+    assert all(kept.shape[0] == len(images) for kept in attention.keys)
+    return images.square().mean()
+"""
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    path = tmp_path / "flat.py"
+    path.write_text(FLAT)
+    return path
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("method", [PSAQ, SPDFQ], ids=lambda method: method.method)
+def test_its_term_and_gradient_are_added(flat: Path, method: object) -> None:
+    """Of SPDFQ's patches, which the network sees as images of their own, the prior sees nothing."""
+    assert isinstance(method, type(PSAQ))
+    plain = replace(method, priors=replace(method.priors, normalise=False))
+    config = with_priors(plain, [parse_prior(f"{flat}=2.5")])
+    (model,) = twins(tiny_vit(), 1, "cpu")
+    found = []
+    for each in (plain, config):
+        state = start(spec_of(model, VIT_SIDE), layouts(model), Group((0, 1), each), 3)
+        with AttentionTaps(model, wanted(each)) as taps:
+            found.append((*gradient(model, each, state, taps), state.images))
+    (before, slope, images), (after, both, _) = found
+    assert after["flat"] == pytest.approx(2.5 * float(images.square().mean()), rel=1e-5)
+    assert after["total"] == pytest.approx(before["total"] + after["flat"], rel=1e-5)
+    torch.testing.assert_close(both - slope, 5.0 * images / images.numel(), rtol=1e-3, atol=1e-7)
+
+
+def test_every_part_that_optimises_gets_it_and_the_version_counts(flat: Path) -> None:
+    own = parse_prior(f"{flat}=1")
+    config = with_priors(replace(BEST, mixture=(*BEST.mixture, PROCEDURAL)), [own])
+    assert [part.priors.own for part in config.mixture] == [(own,)] * 4 + [()]
+    flat.write_text(FLAT + "\n# changed\n")
+    assert asdict(with_priors(BEST, [parse_prior(f"{flat}=1")])) != asdict(with_priors(BEST, [own]))
+    assert with_priors(BEST, []) is BEST
+
+
+def test_a_recipe_takes_it(flat: Path) -> None:
+    made = with_own_priors(recipe("psaq"), [f"{flat}=0.1"])
+    assert made.synthesis is not None and made.synthesis.priors.own[0].weight == 0.1
+    with pytest.raises(IntvitError, match="synthesised"):
+        with_own_priors(recipe("real"), [f"{flat}=0.1"])
+
+
+def test_a_method_that_only_draws_refuses_it(flat: Path) -> None:
+    for config in (NOISE, PROCEDURAL):
+        with pytest.raises(IntvitError, match="optimises"):
+            with_priors(config, [parse_prior(f"{flat}=1")])
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "fault"),
+    [
+        ("flat.py", None, "not a prior"),
+        ("flat.py=much", FLAT, "not a prior"),
+        ("absent.py=1", None, "cannot read"),
+        ("empty.py=1", "", "does not load"),
+        ("broken.py=1", "def loss(:", "does not load"),
+        ("raises.py=1", "1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_what_is_no_prior_is_refused(
+    text: str, content: str | None, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(text.partition("=")[0]).write_text(content)
+    with pytest.raises(IntvitError) as caught:
+        parse_prior(text)
+    assert fault in str(caught.value)
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "first.py"
+    path.write_text(FLAT)
+    own = replace(parse_prior(f"{path}=1"), sha256="0" * 64)
+    with pytest.raises(IntvitError, match="changed"):
+        own.loss()
