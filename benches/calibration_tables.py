@@ -10,6 +10,8 @@ from benches.markdown import markdown
 from calib.scheme import parse
 
 Record = dict[str, Any]
+HEADLINE = {"best": "from the network", "real": "photographs"}
+HEADLINE_IMAGES = 128
 
 
 def _over_seeds(values: list[float]) -> str:
@@ -45,6 +47,25 @@ def accuracy(record: Record) -> str:
     lines.sort(key=lambda cells: (*_widest_first(cells[0]), cells[1], int(cells[2]), cells[3:5]))
     table = markdown(head, lines, left=(0, 1, 3, 4))
     return f"Float top-1 on the same photographs: {record['float_top1']:.1f}.\n\n{table}"
+
+
+def headline(record: Record) -> str:
+    """Engine top-1 by scheme at the default budget: images from the network alone beside as many real ones."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in record["rows"]:
+        shown = row["budget"] == "default" and not row.get("correction") and not row.get("iterations")
+        if shown and row["images"] == HEADLINE_IMAGES and row["method"] in HEADLINE:
+            found[row["scheme"]][row["method"]].append(row["top1"])
+    lines = [
+        [scheme, f"{record['float_top1']:.1f}", *(_with_seeds(by.get(name, [])) for name in HEADLINE)]
+        for scheme, by in sorted(found.items(), key=lambda item: _widest_first(item[0]))
+    ]
+    head = ["scheme", "float", *(f"{HEADLINE_IMAGES} images: {text}" for text in HEADLINE.values())]
+    return markdown(head, lines, left=(0,))
+
+
+def _with_seeds(values: list[float]) -> str:
+    return f"{_over_seeds(values)} ({len(values)})" if values else "–"
 
 
 def _images(row: Record) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from benches import calibration_accuracy
 from benches.calibration_accuracy import drawn, measure
-from benches.calibration_tables import accuracy
+from benches.calibration_tables import accuracy, headline
 from benches.engines import engine_logits
 from calib.calibrate import CalibrateConfig, calibrate
 from calib.models import load
@@ -37,6 +37,19 @@ def test_the_table_takes_means_over_seeds_and_puts_wide_weights_first() -> None:
     assert lines[5] == "| w4a8 | real | 128 | default | own | 1 | 85.0 | 84.5 | 100 | 2.0 |"
     assert lines[6] == "| w4a8 | spdfq: APA, 100 iterations | 32 | default | diag | 1 | 84.0 | – | 100 | 2.0 |"
     assert lines[7].startswith("| w3a8 | best")
+
+
+def test_the_headline_leaves_out_what_is_not_comparable() -> None:
+    rows = [
+        row(top1=84.0),
+        row(top1=86.0, seed=1),
+        row(method="real", top1=85.0),
+        row(scheme="w3a8", top1=70.0),
+        *(row(top1=1.0, **other) for other in ({"images": 512}, {"budget": "fast"}, {"correction": "none"})),
+        *(row(top1=1.0, **other) for other in ({"method": "psaq"}, {"method": "best", "iterations": 9})),
+    ]
+    lines = headline({"float_top1": 87.54, "rows": rows}).splitlines()
+    assert lines[2:] == ["| w4a8 | 87.5 | 85.0 ± 1.4 (2) | 85.0 (1) |", "| w3a8 | 87.5 | 70.0 (1) | – |"]
 
 
 def test_photographs_are_drawn_by_seed() -> None:
