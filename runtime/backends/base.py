@@ -164,6 +164,20 @@ def open_pair(
         raise
 
 
+def check_ports(
+    inputs: Sequence[str], outputs: Sequence[str], names: tuple[str, str], *, what: str = "graph", where: str
+) -> None:
+    """Refuse a model that has anything but one input and one output, called ``names``.
+
+    Raises:
+        IntvitError: saying what there is.
+    """
+    found = (list(inputs), list(outputs))
+    if found != ([names[0]], [names[1]]):
+        why = f"inputs {found[0]}, outputs {found[1]}; expected {names[0]!r} and {names[1]!r}"
+        raise IntvitError(f"the {what} has other inputs or outputs", where=where, why=why)
+
+
 def refuse_external(model: bytes, where: str) -> None:
     """Refuse a graph whose weights lie in another file, which no digest would cover.
 

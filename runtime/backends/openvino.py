@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from runtime import machine
-from runtime.backends.base import Images, Logits, check_images, check_logits, refuse_external
+from runtime.backends.base import Images, Logits, check_images, check_logits, check_ports, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.onnx_wire import read_graph
@@ -186,11 +186,8 @@ class OpenVinoEngine:
         self._requests: OrderedDict[int, Any] = OrderedDict()
         self._compiled = compiled.key if compiled else ""
         model = load(path.read_bytes(), where=str(path))
-        found = ([value.any_name for value in model.inputs], [value.any_name for value in model.outputs])
-        names = (bundle.manifest.input_name, bundle.manifest.output_name)
-        if found != ([names[0]], [names[1]]):
-            why = f"inputs {found[0]}, outputs {found[1]}; expected {names[0]!r} and {names[1]!r}"
-            raise IntvitError("the graph has other inputs or outputs", where=str(path), why=why)
+        inputs, outputs = ([value.any_name for value in part] for part in (model.inputs, model.outputs))
+        check_ports(inputs, outputs, (bundle.manifest.input_name, bundle.manifest.output_name), where=str(path))
         self._model: Any = model
         self._keep(1, (bundle.root / compiled.path).read_bytes() if compiled else fixed(model, 1))
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from runtime import machine
-from runtime.backends.base import Images, Logits, check_images, check_logits, refuse_external
+from runtime.backends.base import Images, Logits, check_images, check_logits, check_ports, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import write_error
@@ -197,10 +197,8 @@ class OrtEngine:
             model = fused(model) if twin else optimized_bytes(model, where=str(path))
         session = make_session(model, threads=self._threads, optimize=twin, spin_wait=spin_wait, where=str(path))
         self._session: Any = session
-        found = ([value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()])
-        if found != ([self._names[0]], [self._names[1]]):
-            why = f"inputs {found[0]}, outputs {found[1]}; expected {self._names[0]!r} and {self._names[1]!r}"
-            raise IntvitError("the graph has other inputs or outputs", where=str(path), why=why)
+        inputs, outputs = ([value.name for value in part] for part in (session.get_inputs(), session.get_outputs()))
+        check_ports(inputs, outputs, self._names, where=str(path))
 
     @classmethod
     def open(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from runtime.backends.base import Images, Logits, check_images, check_logits
+from runtime.backends.base import Images, Logits, check_images, check_logits, check_ports
 from runtime.backends.gpu.device import Device, open_device
 from runtime.backends.trt.build import Recipe, build_plan
 from runtime.backends.trt.engines import Place, Role, ensure, graph_bytes, graph_of, plan_bytes
@@ -80,11 +80,12 @@ class TensorRtEngine:
         self._source, self._float = graph.source, float_type(read_graph(graph_bytes(bundle, graph)))
         data = plan_bytes(bundle, record)
         self._plan = Plan(place.trt, data, place.device, cuda_graph=options.cuda_graph, where=self._where)
-        found = tuple([tensor.name for tensor in part] for part in (self._plan.inputs, self._plan.outputs))
-        if found != ([self._names[0]], [self._names[1]]):
+        inputs, outputs = ([tensor.name for tensor in part] for part in (self._plan.inputs, self._plan.outputs))
+        try:
+            check_ports(inputs, outputs, self._names, what="plan", where=self._where)
+        except IntvitError:
             self._plan.close()
-            why = f"inputs {found[0]}, outputs {found[1]}; expected {self._names[0]!r} and {self._names[1]!r}"
-            raise IntvitError("the plan has other inputs or outputs", where=self._where, why=why)
+            raise
         self._release = weakref.finalize(self, _release, self._plan, place.device)
 
     @classmethod

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -74,13 +73,12 @@ class Setup:
         Raises:
             IntvitError: unknown backend or option, or a graph that does not load.
         """
-        served: Any = backend_class(self.backend)
-        shared: frozenset[str] = getattr(served, "twin_options", frozenset())
+        served = backend_class(self.backend)
+        shared = served.twin_options
         options = {**({"batch": str(self.batch)} if "batch" in shared else {}), **self.options}
         if twin:
             options = {name: value for name, value in options.items() if name in shared}
-        engine: Engine = served.open(bundle, threads=self.threads, twin=twin, options={**options, **self.timing})
-        return engine
+        return served.open(bundle, threads=self.threads, twin=twin, options={**options, **self.timing})
 
     def precision(self) -> str:
         """What the backend's float twin computes in, by numpy's name."""
