@@ -17,20 +17,22 @@ _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _TENSOR_DIMS, _TENSOR_NAME = 1, 8
 _INPUT, _OUTPUT, _NAME, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 3, 4, 5, 7
-_ATTR_NAME, _ATTR_FLOAT, _ATTR_INT, _ATTR_TYPE = 1, 2, 3, 20
-_TYPE_FLOAT, _TYPE_INT = 1, 2
+_ATTR_NAME, _ATTR_FLOAT, _ATTR_INT, _ATTR_INTS, _ATTR_TYPE = 1, 2, 3, 8, 20
+_TYPE_FLOAT, _TYPE_INT, _TYPE_INTS = 1, 2, 7
 
 
 @dataclass(frozen=True)
 class NewNode:
-    """A node to write. ``attributes``: int or float values by name; a missing optional input is an empty name."""
+    """A node to write. ``attributes``: an int, a float or several ints by name; a missing optional input is an empty
+    name.
+    """
 
     op_type: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     domain: str = ""
-    attributes: Mapping[str, int | float] = field(default_factory=dict)
+    attributes: Mapping[str, int | float | tuple[int, ...]] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The NodeProto message."""
@@ -42,8 +44,10 @@ class NewNode:
         return b"".join([*parts, text_field(_DOMAIN, self.domain)])
 
 
-def _attribute(name: str, value: int | float) -> bytes:
-    if isinstance(value, int):
+def _attribute(name: str, value: int | float | tuple[int, ...]) -> bytes:
+    if isinstance(value, tuple):
+        held, kind = b"".join(number_field(_ATTR_INTS, one) for one in value), _TYPE_INTS
+    elif isinstance(value, int):
         held, kind = number_field(_ATTR_INT, value), _TYPE_INT
     else:
         held, kind = varint(_ATTR_FLOAT << 3 | FIXED32) + struct.pack("<f", value), _TYPE_FLOAT

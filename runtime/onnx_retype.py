@@ -9,13 +9,13 @@ Field numbers are those of onnx.proto3.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import IntvitError
+from runtime.kernels.nodes import uses_kernels
 from runtime.onnx_boundary import boundary_types
 from runtime.onnx_edit import NewNode
 from runtime.onnx_wire import FLOAT, Graph, read_graph
@@ -47,10 +47,17 @@ def retype(model: bytes, precision: str, *, where: str = "") -> bytes:
     Graph inputs and outputs keep their types.
 
     Raises:
-        IntvitError: the bytes are malformed, a constant does not fit the new type (a scale: rounds to 0 in it), or a
-            node holds a float constant in an attribute (graphs of a bundle have none).
+        IntvitError: the bytes are malformed, a constant does not fit the new type (a scale: rounds to 0 in it), a node
+            holds a float constant in an attribute (graphs of a bundle have none), or a kernel's node writes float16.
     """
     elem_type, graph = FLOATS[precision], read_graph(model)
+    if uses_kernels(graph):
+        raise IntvitError(
+            "the graph's float type cannot be changed",
+            where=where,
+            why="it holds our kernels' nodes, which read float32 scales and write float16",
+            next="leave precision=graph, or build the bundle with --option kernels=off",
+        )
     boundary = {name for name, kind in boundary_types(model).items() if kind == FLOAT}
     casts_in, casts_out = list[str](), list[str]()
     if elem_type != FLOAT:
@@ -72,10 +79,12 @@ def retype(model: bytes, precision: str, *, where: str = "") -> bytes:
 
 
 def float_type(graph: Graph) -> str:
-    """What most of a graph's float constants are, by numpy's name: "float32", "float16" or "bfloat16"."""
-    counts = Counter(one.data_type for one in graph.initializers if one.data_type in FLOATS.values())
-    most = max(counts, key=lambda kind: counts[kind], default=FLOAT)
-    return {FLOAT: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}[most]
+    """What a graph computes in, by numpy's name: "float16" or "bfloat16" where it has constants of that type.
+
+    Float32 constants beside them are operands of kernels, which sum and scale in float32 and write float16.
+    """
+    kinds = {one.data_type for one in graph.initializers}
+    return "float16" if FLOAT16 in kinds else "bfloat16" if BFLOAT16 in kinds else "float32"
 
 
 def _cast_made(graph: Graph) -> set[str]:

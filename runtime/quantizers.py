@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import IntvitError
+from runtime.kernels.nodes import LINEAR_I8, is_kernel
 from runtime.manifest import Tap
 from runtime.onnx_wire import INT8, UINT8, Graph, Node
 
@@ -160,13 +161,16 @@ def locate(taps: Sequence[Tap], plain: Graph, executed: Graph, *, where: str) ->
 
 
 def symmetric(taps: Sequence[Tap], graph: Graph, *, where: str) -> list[Quantizer]:
-    """The taps in a graph that runs as it is stored: each its own int8 QuantizeLinear, zero point 0.
+    """The taps in a graph that runs as it is stored: each its own int8 QuantizeLinear, zero point 0, or the output of
+    a kernel that quantizes.
 
     Raises:
         IntvitError: a tap is not in the graph, or is no such quantizer.
     """
     for tap in taps:
         node = graph.producer.get(tap.tensor)
+        if node is not None and is_kernel(node) and node.op_type == LINEAR_I8:
+            continue
         zero = graph.constant.get(node.inputs[2]) if node is not None and len(node.inputs) > 2 else None
         if node is None or node.op_type != _QUANTIZE or zero is None or zero.data_type != INT8 or zero.scalar():
             why = f"no QuantizeLinear with an int8 zero point of 0 makes {tap.tensor!r}"

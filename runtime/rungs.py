@@ -20,6 +20,7 @@ from runtime.backends.trt.engines import graph_bytes, graph_of
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.golden import Golden
+from runtime.kernels.in_onnx import written_out
 from runtime.onnx_wire import CutTo, Graph, cut, read_graph, with_extra_outputs
 from runtime.quantizers import Quantizer, locate
 
@@ -103,13 +104,26 @@ def _tensorrt(bundle: Bundle) -> bytes:
     return graph_bytes(bundle, graph_of(bundle, "integer"))
 
 
+def _written_out(bundle: Bundle, stored: bytes) -> bytes:
+    """Nodes of our kernels in ONNX's own operators: ONNX Runtime has no such nodes."""
+    return written_out(stored)
+
+
 RUNGS: tuple[Rung, ...] = (
     Rung("canonical", "the canonical graph, ONNX Runtime's optimizer off", "", _canonical, shifted=True),
     Rung("dialect", "ONNX Runtime's dialect, optimizer off", "ort", _dialect, exact=True),
     Rung("engine", "what ONNX Runtime executes", "ort", _dialect, _engine),
     Rung("dialect", "OpenVINO's dialect under ONNX Runtime", "openvino", _openvino, shifted=True, exact=True),
     Rung("engine", "what OpenVINO executes", "openvino", _openvino, run=OpenVinoEngine.run_graph, shifted=True),
-    Rung("dialect", "TensorRT's dialect under ONNX Runtime", "tensorrt", _tensorrt, shifted=True, exact=True),
+    Rung(
+        "dialect",
+        "TensorRT's dialect under ONNX Runtime",
+        "tensorrt",
+        _tensorrt,
+        _written_out,
+        shifted=True,
+        exact=True,
+    ),
     Rung("engine", "what TensorRT executes", "tensorrt", _tensorrt, run=TensorRtEngine.run_graph, shifted=True),
 )
 

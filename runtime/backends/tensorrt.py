@@ -20,9 +20,11 @@ from runtime.backends.trt.build import Recipe, build_plan
 from runtime.backends.trt.engines import Place, Role, ensure, graph_bytes, graph_of, plan_bytes
 from runtime.backends.trt.library import library, module_name
 from runtime.backends.trt.options import TensorRtOptions
+from runtime.backends.trt.plugins import ahead_of_time, make_known
 from runtime.backends.trt.run import Plan
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.kernels.nodes import LINEAR_I8
 from runtime.nvidia import require_device
 from runtime.onnx_boundary import with_typed_outputs
 from runtime.onnx_retype import float_type
@@ -77,7 +79,10 @@ class TensorRtEngine:
         self._where = str(bundle.root / record.path)
         role: Role = "twin" if record.inputs["role"] == "twin" else "integer"
         graph = graph_of(bundle, role, options.precision)
-        self._source, self._float = graph.source, float_type(read_graph(graph_bytes(bundle, graph)))
+        nodes = read_graph(graph_bytes(bundle, graph))
+        self._source, self._float = graph.source, float_type(nodes)
+        if not ahead_of_time(place.trt):
+            make_known(place.trt, nodes, options.kernels, sm=place.gpu.sm, where=self._where)
         data = plan_bytes(bundle, record)
         self._plan = Plan(place.trt, data, place.device, cuda_graph=options.cuda_graph, where=self._where)
         inputs, outputs = ([tensor.name for tensor in part] for part in (self._plan.inputs, self._plan.outputs))
@@ -205,6 +210,7 @@ class TensorRtEngine:
             recipe = Recipe(
                 shapes={name: (array.shape,) * 3 for name, array in feeds.items()},
                 workspace_bytes=options.workspace_bytes(place.gpu.memory_bytes),
+                sm=place.gpu.sm,
             )
             typed = exposed_types(model, names)
             with place.device.current():
@@ -220,13 +226,15 @@ class TensorRtEngine:
 
 
 def exposed_types(model: bytes, names: Sequence[str]) -> bytes:
-    """``model`` with the types of those outputs that a QuantizeLinear makes: TensorRT does not infer them.
+    """``model`` with the types of those outputs that a quantizer makes, a kernel among them: TensorRT does not infer
+    them.
 
     Raises:
         IntvitError: the bytes are malformed.
     """
     producer = read_graph(model).producer
-    quantized = [name for name in names if name in producer and producer[name].op_type == "QuantizeLinear"]
+    quantizers = ("QuantizeLinear", LINEAR_I8)
+    quantized = [name for name in names if name in producer and producer[name].op_type in quantizers]
     return with_typed_outputs(model, dict.fromkeys(quantized, INT8))
 
 

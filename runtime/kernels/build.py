@@ -7,6 +7,7 @@ has every instruction in it, and ptxas is given just that: a driver older than t
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from runtime.files import atomic_write_bytes, atomic_write_json, sha256_bytes
 from runtime.kernels.tiles import SMS
 
 SOURCES = Path(__file__).parent / "csrc"
+FOLDER = Path("build/kernels")  # where `make kernels` writes
 UNITS = ("w4a8", "w8a8", "tokens")
 PTX_VERSION = "7.0"
 _USAGE = re.compile(
@@ -140,8 +142,23 @@ def build(out: Path, sms: tuple[str, ...] = SMS) -> dict[str, dict[str, Usage]]:
     return usage
 
 
+def require_built(folder: Path) -> None:
+    """Make sure that ``folder`` is what :func:`build` made of these sources.
+
+    Raises:
+        IntvitError: nothing is built there, or something was built from other sources.
+    """
+    try:
+        record = json.loads((folder / "kernels.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        why = f"no readable {folder / 'kernels.json'}"
+        raise IntvitError("the kernels are not built", why=why, next="make kernels") from error
+    if record.get("sources") != source_hash():
+        raise IntvitError("the kernels were built from other sources", where=str(folder), next="make kernels")
+
+
 def main(
-    out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("build/kernels"),
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = FOLDER,
     sm: Annotated[list[str] | None, typer.Option("--sm", help="Such as 87; again for more. Default: all.")] = None,
 ) -> None:
     """Compile the CUDA kernels ahead of time."""

@@ -8,14 +8,13 @@ the context that is current, torch's and CuPy's own: the device's primary one. N
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from runtime.errors import IntvitError
-from runtime.kernels.build import UNITS, source_hash
+from runtime.kernels.build import UNITS, require_built
 from runtime.kernels.packing import padded
 from runtime.kernels.tiles import DEFAULT_SHARED, SMS, Bits, Output, Tile, choose, kernel_name
 
@@ -84,13 +83,7 @@ class Kernels:
     """
 
     def __init__(self, folder: Path, driver: Any = None) -> None:
-        try:
-            record = json.loads((folder / "kernels.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            why = f"no readable {folder / 'kernels.json'}"
-            raise IntvitError("the kernels are not built", why=why, next="make kernels") from error
-        if record.get("sources") != source_hash():
-            raise IntvitError("the kernels were built from other sources", where=str(folder), next="make kernels")
+        require_built(folder)
         self._driver = driver_module() if driver is None else driver
         self._modules: list[Any] = []
         self._functions: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """The kernels as IPluginV3 plugins, for TensorRT 10.3, which has no quickly deployable ones (JetPack 6).
 
-The same nodes, inputs and attributes as :mod:`runtime.kernels.qdp`, without ``aot``. The kernel is not in the plan: the
+For the nodes of :mod:`runtime.kernels.nodes`, as :mod:`runtime.kernels.qdp`. The kernel is not in the plan: the
 process that runs the engine calls :func:`register` before it deserializes, and every launch passes through Python.
 """
 
@@ -15,10 +15,11 @@ import numpy as np
 
 from runtime.errors import IntvitError
 from runtime.kernels.launch import Kernels
-from runtime.kernels.qdp import NAMESPACE
+from runtime.kernels.nodes import INPUTS, LINEAR_I8, NAMESPACE
+from runtime.kernels.nodes import VERSION as NODES_VERSION
 from runtime.kernels.tiles import DEFAULT_SHARED, TILES, Bits
 
-_VERSION = "1"
+_VERSION = str(NODES_VERSION)
 _TYPESTR = {"int8": "|i1", "uint8": "|u1", "float16": "<f2", "float32": "<f4"}
 
 
@@ -54,7 +55,7 @@ def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
 
         @property
         def int8(self) -> bool:
-            return bool(self.plugin_name == "linear_i8")
+            return bool(self.plugin_name == LINEAR_I8)
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
@@ -171,7 +172,7 @@ def register(folder: Path, *, trt: Any = None) -> list[Any]:
         return loaded[0]
 
     creator, registry = creator_class(trt, plugin_class(trt, kernels)), trt.get_plugin_registry()
-    creators = [creator(name) for name in ("linear_f16", "linear_i8")]
+    creators = [creator(name) for name in INPUTS]
     for one in creators:
         if not registry.register_creator(one, NAMESPACE):
             raise IntvitError(f"TensorRT refuses the plugin {one.name}", why="one of that name is registered already")

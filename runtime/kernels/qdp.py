@@ -1,11 +1,8 @@
 """The kernels as quickly deployable TensorRT plugins, ahead of time: the kernel lies inside the plan.
 
 For TensorRT 10.13 and later, where :mod:`tensorrt.plugin` has ``aot_impl``. After :func:`register` an ONNX node of
-type ``linear_f16`` or ``linear_i8`` is one of our kernels, and the engine that comes out needs neither Python nor this
-package: trtexec runs it. Such a node has the inputs a (int8, (..., k)), w (int8: ``pack_int8``'s, or ``pack_int4``'s
-bytes seen as int8), scale and bias (float32 (n,)) and, for ``linear_i8``, step (float32 (1,)); the attributes
-``plugin_namespace="intvit"``, ``aot=True``, ``bits`` (4 or 8) and ``gelu`` (0 or 1), the last two in this order. a is
-the output of a QuantizeLinear that no DequantizeLinear follows.
+:mod:`runtime.kernels.nodes` is one of our kernels, and the engine that comes out needs neither Python nor this package:
+trtexec runs it.
 
 The tile is a tactic: TensorRT times each that needs no more than 48 KiB of shared memory, the most a launch may take
 unasked, and keeps the fastest. TensorRT passes a kernel's arguments as inputs, int32 scalars, outputs: the kernels
@@ -23,9 +20,8 @@ from typing import Any, cast
 
 from runtime.errors import IntvitError
 from runtime.kernels.build import entry
+from runtime.kernels.nodes import INPUTS, LINEAR_F16, LINEAR_I8, NAMESPACE
 from runtime.kernels.tiles import DEFAULT_SHARED, TILES, Bits, Output, Tile, kernel_name
-
-NAMESPACE = "intvit"
 
 
 def tactics(bits: int) -> list[int]:
@@ -118,8 +114,8 @@ def register(folder: Path) -> None:
     tensor, attributes = trtp.TensorDesc, {"bits": int, "gelu": int}
     returned = GenericAlias(tuple, (str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs))
     for name, inputs, desc, autotune, kernel in (
-        ("linear_f16", ("a", "w", "scale", "bias"), f16_desc, f16_autotune, f16_kernel),
-        ("linear_i8", ("a", "w", "scale", "bias", "step"), i8_desc, i8_autotune, i8_kernel),
+        (LINEAR_F16, INPUTS[LINEAR_F16], f16_desc, f16_autotune, f16_kernel),
+        (LINEAR_I8, INPUTS[LINEAR_I8], i8_desc, i8_autotune, i8_kernel),
     ):
         plugin_id = f"{NAMESPACE}::{name}"
         trtp.register(plugin_id)(describe(desc, **dict.fromkeys(inputs, tensor), **attributes, **{"return": tensor}))

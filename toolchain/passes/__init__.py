@@ -5,6 +5,7 @@ from toolchain.passes.block_int4 import BlockInt4
 from toolchain.passes.compute_dtype import ComputeDtype
 from toolchain.passes.expand_int4 import ExpandInt4
 from toolchain.passes.float8 import Float8
+from toolchain.passes.linear_kernels import LinearKernels
 from toolchain.passes.shift_to_zero_point import ShiftToZeroPoint
 from toolchain.passes.unsigned_left import UnsignedLeft
 from toolchain.passes.widen_int4 import WidenInt4
@@ -15,6 +16,7 @@ __all__ = [
     "ComputeDtype",
     "ExpandInt4",
     "Float8",
+    "LinearKernels",
     "ShiftToZeroPoint",
     "UnsignedLeft",
     "WidenInt4",

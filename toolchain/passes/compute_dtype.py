@@ -1,7 +1,8 @@
 """Everything that is float32 between input and output becomes FP16 or BF16, scales of quantizers included.
 
-The integers stay. A shift c is rounded like every constant, and the bias that undoes it is then made from the rounded c
-and scales, so that ``W Q(x - c) + W c`` still cancels.
+The integers stay, and so do the operands of our kernels' nodes, which scale in float32. A shift c is rounded like every
+constant, and the bias that undoes it is then made from the rounded c and scales, so that ``W Q(x - c) + W c`` still
+cancels.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class ComputeDtype(ir.passes.InPlacePass):
     def requires(self, model: ir.Model) -> None:
         """Every float constant is FLOAT and within the range of ``dtype``."""
         largest = float(ml_dtypes.finfo(self.numpy).max)
-        for value in model.graph.initializers.values():
+        for value in _ours(model):
             if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
                 raise ir.passes.PreconditionError(f"{value.name} is {value.dtype.name} already")
             array = constant(value) if value.dtype == ir.DataType.FLOAT else None
@@ -44,7 +45,7 @@ class ComputeDtype(ir.passes.InPlacePass):
         before = [_undoing(shift) for shift in moved]
         scales = {id(node.inputs[1]) for node in model.graph if node.op_type in _SCALED}
         exact = {id(shift.add.inputs[1]): constant(shift.add.inputs[1]) for shift in moved}
-        for value in list(model.graph.initializers.values()):
+        for value in _ours(model):
             array = constant(value) if value.dtype == ir.DataType.FLOAT else None
             if array is not None:
                 set_constant(value, self._rounded(array, id(value) in scales))
@@ -66,7 +67,7 @@ class ComputeDtype(ir.passes.InPlacePass):
         """FLOAT is what enters the first Casts and leaves the last ones, and nothing else."""
         ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
         made = [value for node in model.graph for value in node.outputs]
-        for value in (*made, *model.graph.initializers.values()):
+        for value in (*made, *_ours(model)):
             if value.dtype == ir.DataType.FLOAT and id(value) not in ends:
                 raise ir.passes.PostconditionError(f"{value.name} is still FLOAT")
 
@@ -99,6 +100,12 @@ class ComputeDtype(ir.passes.InPlacePass):
                 ir.Node("", "Cast", [made], [_to(ir.DataType.FLOAT)], outputs=[out], name=f"{name}/Cast"),
             )
             graph.outputs[index] = out
+
+
+def _ours(model: ir.Model) -> list[ir.Value]:
+    """The initializers that this pass is for: all but those that nodes of other domains than ONNX's read."""
+    foreign = {id(value) for node in model.graph if node.domain for value in node.inputs}
+    return [value for value in model.graph.initializers.values() if id(value) not in foreign]
 
 
 def _undoing(shift: Shift) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from toolchain.rules import bias, integers, operators, scales, structure
+from toolchain.rules import bias, integers, kernels, operators, scales, structure
 from toolchain.rules.rule import TARGETS, Finding, Rule, Verdict
 
 RULES: tuple[Rule, ...] = (
@@ -32,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     operators.s8s8_operator,
     operators.u8u8_operator,
     operators.opset,
+    kernels.kernel_node,
     structure.shared_quantizer,
     structure.int8_attention,
     structure.decomposed_layernorm,

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from toolchain.rules.graph import DEQUANTIZE, FOUR_BITS, QUANTIZE, block_size, given, integer_type, nodes, vector
+from toolchain.rules.kernels import is_kernel
 from toolchain.rules.rule import Hit, error, rule, warning
 
 MICROSOFT = "com.microsoft"
@@ -48,7 +49,7 @@ _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 def tensorrt_operator(model: ir.Model) -> Iterator[Hit]:
     """An operator without an importer. TensorRT's parser goes by the name alone and ignores the domain."""
     for node in nodes(model):
-        known = node.op_type in _first_opsets() and node.op_type not in TENSORRT_UNKNOWN
+        known = is_kernel(node) or (node.op_type in _first_opsets() and node.op_type not in TENSORRT_UNKNOWN)
         if node.op_type == "MatMulNBits":
             value = given(node, 0)
             known = value is not None and value.dtype == ir.DataType.FLOAT16

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from runtime.backends.trt.library import module_name
 from runtime.backends.trt.log import Heard, build_error, make_logger, parse_error
 from runtime.backends.trt.options import Batch
+from runtime.backends.trt.plugins import make_known
 from runtime.backends.trt.types import (
     Builder,
     IBuilderConfig,
@@ -25,6 +26,7 @@ from runtime.backends.trt.types import (
 )
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_bytes, user_cache
+from runtime.kernels.build import FOLDER
 from runtime.manifest import Layer
 from runtime.nvidia import GpuDevice
 from runtime.onnx_boundary import with_fixed_inputs
@@ -50,6 +52,8 @@ class Recipe:
         workspace_bytes: memory pool limit; 0: TensorRT's own.
         timing: file of the timing cache; None: no cache is kept.
         target_sm: compute capability to build for, as "8.6", where no GPU is looked at (TensorRT-RTX only).
+        sm: compute capability of this machine's GPU, where it is known. kernels: what ``make kernels`` wrote; both
+            matter to a graph with nodes of our kernels.
     """
 
     shapes: Mapping[str, Shapes]
@@ -57,6 +61,8 @@ class Recipe:
     workspace_bytes: int = 0
     timing: Path | None = None
     target_sm: str = ""
+    sm: str = ""
+    kernels: Path = FOLDER
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,11 @@ def build_plan(trt: TensorRT, model: bytes, recipe: Recipe, *, layers: Sequence[
         where: the graph's file, for messages.
 
     Raises:
-        IntvitError: the graph is not read, or no engine comes of it.
+        IntvitError: the graph is not read, or no engine comes of it; it holds nodes of our kernels, and there are no
+            plugins for them (:func:`runtime.backends.trt.plugins.make_known`).
     """
     start = time.monotonic()
+    make_known(trt, read_graph(model), recipe.kernels, sm=recipe.sm, where=where)
     model = with_fixed_inputs(model, {name: most for name, (least, _, most) in recipe.shapes.items() if least == most})
     try:
         work = _Work(trt)

@@ -6,8 +6,10 @@ registry is loaded, and only while its bytes are the registered ones.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from runtime.backends.base import refuse_external
@@ -19,10 +21,13 @@ from runtime.backends.trt.types import TensorRT
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import sha256_bytes
+from runtime.kernels.build import source_hash
+from runtime.kernels.nodes import uses_kernels
 from runtime.manifest import FileEntry
 from runtime.nvidia import GpuDevice
 from runtime.onnx_retype import VERSION as RETYPE
 from runtime.onnx_retype import retype
+from runtime.onnx_wire import read_graph
 from runtime.registry import ENGINES, EngineRecord, add_engine, compile_key, difference, find_engine, load_registry
 
 BACKEND = "tensorrt"
@@ -42,10 +47,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph of the bundle and what its float parts shall compute in ("graph": what they say themselves)."""
+    """A graph of the bundle and what its float parts shall compute in ("graph": what they say themselves).
+
+    ``kernels``: whether it holds nodes of our kernels.
+    """
 
     entry: FileEntry
     precision: Precision
+    kernels: bool = False
 
     @property
     def source(self) -> str:
@@ -68,10 +77,17 @@ def graph_of(bundle: Bundle, role: Role, precision: Precision = "graph") -> Grap
             return Graph(bundle.entry("float_twin", BACKEND), "graph")
         return Graph(bundle.entry("float_twin"), TWIN_PRECISION)
     if any(entry.role == "graph" and entry.target == BACKEND for entry in bundle.manifest.files):
-        return Graph(bundle.entry("graph", BACKEND), precision)
+        entry = bundle.entry("graph", BACKEND)
+        return Graph(entry, precision, _with_kernels(bundle.root / entry.path, entry.sha256))
     if any(entry.role == "canonical" for entry in bundle.manifest.files):
         return Graph(bundle.entry("canonical"), precision)
     return Graph(bundle.entry("graph", BACKEND), precision)  # says which targets the bundle has
+
+
+@functools.lru_cache(maxsize=16)
+def _with_kernels(path: Path, sha256: str) -> bool:
+    """Whether the graph of that hash holds nodes of our kernels; read once."""
+    return uses_kernels(read_graph(path.read_bytes()))
 
 
 def graph_bytes(bundle: Bundle, graph: Graph) -> bytes:
@@ -100,6 +116,7 @@ def inputs_of(place: Place, graph: Graph, role: Role, options: TensorRtOptions) 
         "batch": str(options.batch),
         "level": options.level,
         "workspace_mib": options.workspace_bytes(place.gpu.memory_bytes) >> 20,
+        **({"kernels": source_hash()} if graph.kernels else {}),
     }
 
 
@@ -155,6 +172,8 @@ def ensure(
         level=options.level,
         workspace_bytes=options.workspace_bytes(place.gpu.memory_bytes),
         timing=None if is_rtx(place.trt) else timing_path(place.trt, place.gpu),  # RTX has no such cache
+        sm=place.gpu.sm,
+        kernels=options.kernels,
     )
     with place.device.current():
         built = build_plan(place.trt, graph_bytes(bundle, graph), recipe, layers=bundle.manifest.layers, where=where)

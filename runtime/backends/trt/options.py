@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from runtime.backends.trt.library import Library
 from runtime.errors import IntvitError
+from runtime.kernels.build import FOLDER
 
 Precision = Literal["graph", "fp16", "bf16", "fp32"]
 Cuda = Literal["auto", "pycuda", "cuda-python"]
@@ -63,6 +65,7 @@ class TensorRtOptions:
         cuda: which library holds buffers and streams; auto takes ``pycuda`` before ``cuda-python``, and the other way
             round with ``cuda_graph=on``, which only cuda-python can do.
         cuda_graph: whether a run is recorded once and replayed.
+        kernels: the folder that ``make kernels`` wrote, for graphs with nodes of our kernels.
     """
 
     library: Library = "auto"
@@ -73,6 +76,7 @@ class TensorRtOptions:
     device: int = 0
     cuda: Cuda = "auto"
     cuda_graph: bool = False
+    kernels: Path = FOLDER
 
     @classmethod
     def parse(cls, values: Mapping[str, str]) -> TensorRtOptions:
@@ -103,6 +107,8 @@ def _value(name: str, text: str) -> Any:
         return _SWITCH[_one_of(name, text, tuple(_SWITCH))]
     if name == "batch":
         return Batch.parse(text)
+    if name == "kernels":
+        return Path(text)
     low, high = {"level": (0, 5), "workspace": (0, 1 << 20), "device": (0, 255)}[name]
     if not text.isdigit() or not low <= int(text) <= high:
         raise IntvitError(f"not a value of {name}: {text!r}", where="--option", next=f"{name}={low} to {high}")

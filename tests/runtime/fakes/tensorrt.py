@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from runtime.kernels.in_onnx import written_out
 from tests.runtime.fakes.world import Segfault, World
 from tests.runtime.tensorrt_names import names
 
@@ -367,4 +368,4 @@ def _shapes(model: bytes) -> dict[str, tuple[int, ...]]:
 def _session(model: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(written_out(model), options, providers=["CPUExecutionProvider"])

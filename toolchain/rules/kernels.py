@@ -1,0 +1,86 @@
+"""Rules on the nodes of our own CUDA kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from runtime.kernels.nodes import INPUTS, K_MULTIPLE, NAMESPACE, VERSION
+from runtime.kernels.packing import padded
+from toolchain.passes.match import constant
+from toolchain.rules.graph import nodes
+from toolchain.rules.rule import Hit, error, rule
+
+
+def is_kernel(node: ir.Node) -> bool:
+    """Whether a node is one that our plugins know."""
+    return node.domain == NAMESPACE and node.op_type in INPUTS
+
+
+@rule(
+    "kernel-node",
+    "nodes of our kernels (intvit.linear_f16, intvit.linear_i8) that the plugins cannot take",
+    next="let the toolchain write them: `python -m toolchain.build ... --target tensorrt --option kernels=on`",
+    tensorrt=error(
+        "the parser finds no plugin of that name, namespace and version, or the kernel would read another layout than "
+        "the one that is stored (runtime/kernels/nodes.py)"
+    ),
+)
+def kernel_node(model: ir.Model) -> Iterator[Hit]:
+    """Attributes, types and shapes that differ from :mod:`runtime.kernels.nodes`, each fault once."""
+    for node in nodes(model, *INPUTS):
+        if is_kernel(node):
+            fault = _attributes(node) or _operands(node)
+            if fault:
+                yield Hit(node, fault)
+
+
+def _attributes(node: ir.Node) -> str:
+    allowed: dict[str, tuple[int | str, ...]] = {
+        "plugin_namespace": (NAMESPACE,),
+        "plugin_version": (str(VERSION),),
+        "aot": (1,),
+        "bits": (4, 8),
+        "gelu": (0, 1),
+    }
+    for name, values in allowed.items():
+        attribute = node.attributes.get(name)
+        if attribute is None:
+            return f"it has no attribute {name}"
+        if attribute.value not in values:
+            return f"its {name} is {attribute.value!r}, not {' or '.join(map(repr, values))}"
+    return ""
+
+
+def _operands(node: ir.Node) -> str:
+    names = INPUTS[node.op_type]
+    if len(node.inputs) != len(names) or any(value is None for value in node.inputs):
+        return f"it has {sum(value is not None for value in node.inputs)} inputs, not {len(names)}"
+    a, w, *vectors = node.inputs
+    assert a is not None and w is not None
+    if a.dtype is not None and a.dtype != ir.DataType.INT8:
+        return f"its activations are {a.dtype.name}, not INT8: the output of a QuantizeLinear, not dequantized"
+    stored = constant(w)
+    if stored is None or w.dtype != ir.DataType.INT8 or stored.ndim != 2:
+        return "its weights are not a stored INT8 matrix"
+    rows, columns = stored.shape
+    for name, value in zip(names[2:], vectors, strict=True):
+        held = constant(value)
+        size = 1 if name == "step" else rows
+        if held is None or value is None or value.dtype != ir.DataType.FLOAT or held.shape != (size,):
+            return f"its {name} is not a stored FLOAT vector of {size}"
+    return _depth(node, a, columns)
+
+
+def _depth(node: ir.Node, a: ir.Value, columns: int) -> str:
+    """What is wrong with k, as far as the graph tells it: rows of the packed weights hold k levels, padded."""
+    bits = node.attributes.get_int("bits", 0)
+    k = a.shape[-1] if a.shape is not None and len(a.shape) else None
+    if not isinstance(k, int):
+        whole = padded(1) * bits // 8
+        return "" if columns % whole == 0 else f"its packed weights have rows of {columns} bytes, not of whole {whole}"
+    if k % K_MULTIPLE:
+        return f"it sums over {k} channels, no multiple of {K_MULTIPLE}"
+    wanted = padded(k) * bits // 8
+    return "" if columns == wanted else f"its packed weights have rows of {columns} bytes; {k} channels need {wanted}"
