@@ -4,7 +4,8 @@ The optimizer renames the integer tensors it turns from int8 into uint8, and it 
 Reshape and Transpose before it, under a new name. So a tap is found by the first of these that is there: its
 tensor's own name; its QuantizeLinear node's name; the operand of the product that reads it. That product keeps the
 name of its output, and its operand has the shape the tap had. Taps that the optimizer merged share a tensor. In graphs
-without float (``+int``) a tap is what a Cast to int8 makes: the manifest's levels as they are.
+without float (``+int``) a tap is what a Cast to int8 makes, and behind a kernel of ours that quantizes what that makes:
+the manifest's levels as they are.
 """
 
 from __future__ import annotations
@@ -81,9 +82,14 @@ def _input(node: Node, index: int) -> str:
     return node.inputs[index] if index < len(node.inputs) else ""
 
 
+def _bare(node: Node) -> bool:
+    """Whether a node makes int8 levels as the manifest counts them, without a zero point of its own."""
+    return node.op_type == _CAST or (is_kernel(node) and node.op_type == LINEAR_I8)
+
+
 def _by_quantizer(tap: Tap, source: Node | None, executed: Graph) -> _Place | None:
     node = executed.producer.get(tap.tensor)
-    if node is not None and node.op_type == _CAST:
+    if node is not None and _bare(node):
         return _Place(tap.tensor, "")
     if node is None or node.op_type != _QUANTIZE:
         named = [
@@ -148,7 +154,7 @@ def locate(taps: Sequence[Tap], plain: Graph, executed: Graph, *, where: str) ->
                 why=f"neither {tap.tensor!r}, nor its QuantizeLinear, nor the product that reads it is left there",
                 next="build the bundle again; every node of its graph needs a name of its own",
             )
-        if not place.zero_point and executed.producer[place.tensor].op_type == _CAST:
+        if not place.zero_point and _bare(executed.producer[place.tensor]):
             found.append(Quantizer(tap, place.tensor, INT8, 0))
             continue
         constant = executed.constant.get(place.zero_point)
@@ -169,7 +175,7 @@ def symmetric(taps: Sequence[Tap], graph: Graph, *, where: str) -> list[Quantize
     """
     for tap in taps:
         node = graph.producer.get(tap.tensor)
-        if node is not None and is_kernel(node) and node.op_type == LINEAR_I8:
+        if node is not None and node.op_type != _CAST and _bare(node):
             continue
         zero = graph.constant.get(node.inputs[2]) if node is not None and len(node.inputs) > 2 else None
         if node is None or node.op_type != _QUANTIZE or zero is None or zero.data_type != INT8 or zero.scalar():

@@ -148,8 +148,8 @@ def test_the_logits_and_the_golden_integers(machine: Machine, bundle: Path, kern
     assert result.ok and max(tap.max_lsb for tap in result.taps) <= 1
 
 
-def test_the_tap_that_a_kernel_quantizes_differs_by_gelu_alone(machine: Machine, bundle: Path, kernels: Path) -> None:
-    """fc2's integers come from fc1's node alone, in float32: only GELU's rational form is not the graph's."""
+def test_the_ladder_reaches_the_kernels(machine: Machine, bundle: Path, kernels: Path) -> None:
+    """fc2's integers come from fc1's node alone: its input's step is a float16, and GELU a rational function."""
     machine()
     opened(bundle, kernels=str(kernels)).close()
     ladder = climb(Bundle.open(bundle), backend="tensorrt", threads=1)
@@ -157,7 +157,7 @@ def test_the_tap_that_a_kernel_quantizes_differs_by_gelu_alone(machine: Machine,
     for step in ladder.steps:
         if step.rung in ("dialect", "engine"):
             tap = next(tap for tap in step.taps if tap.name == "b0.fc2")
-            assert tap.max_lsb <= 1 and tap.mismatch_rate < 0.1  # percent
+            assert tap.max_lsb <= 1 and tap.mismatch_rate < 0.5  # percent
             assert step.precision == "float16"
 
 
