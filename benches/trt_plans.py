@@ -7,12 +7,12 @@ time is recorded. A row is saved as soon as it is there; a later run keeps it un
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import onnx
 import onnx_ir as ir
 import torch
 import typer
@@ -25,6 +25,9 @@ from calib.calibrate import CalibrateConfig, calibrate
 from calib.models import LoadedModel, load
 from calib.scheme import parse
 from runtime import machine
+from runtime.backends.trt.build import Recipe, batch_shapes, build_plan
+from runtime.backends.trt.library import library
+from runtime.backends.trt.options import Batch
 from runtime.cli import run
 from runtime.errors import IntvitError
 from toolchain.graph import canonical_graph, float_graph
@@ -41,7 +44,7 @@ TWIN = "float"
 SCHEMES = ("w8a8", "w4a8", "w4a16", "w4a4", "w3a8", "w8a8+attn8", TWIN)
 CAPABILITIES = ("8.6", "8.9", "12.0")
 KEY = ("model", "scheme", "precision", "sm")
-BATCH = (1, 1, 8)  # smallest, preferred and largest of the plan's profile
+BATCH = Batch(1, 1, 8)  # of the plan's profile
 SEED = 0
 # Whether a graph is taken does not depend on how well its numbers were chosen: few rows, plain rounding.
 CALIBRATION = CalibrateConfig(layer=LayerConfig(rows=256, correction=CorrectionConfig("none")), fold_rows=64)
@@ -66,37 +69,15 @@ def plan_bytes(model: bytes, capability: str) -> int:
     Raises:
         IntvitError: TensorRT-RTX is not installed, or refuses the graph; with its own text.
     """
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        raise IntvitError("TensorRT-RTX is not installed", next="pip install 'intvit[rtx]'")
-    import tensorrt_rtx as trt
+    shapes = {name: batch_shapes(dims[1:], BATCH) for name, dims in _inputs(model).items()}
+    recipe = Recipe(shapes, target_sm=capability)
+    return len(build_plan(library("tensorrt_rtx"), model, recipe, where=f"SM {capability}").plan)
 
-    said: list[str] = []
 
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, text: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                said.append(text)
-
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(model):
-        said += [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise IntvitError("TensorRT-RTX does not parse the graph", where=f"SM {capability}", why="; ".join(said))
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    source = network.get_input(0)
-    profile.set_shape(source.name, *((batch, *tuple(source.shape)[1:]) for batch in BATCH))
-    config.add_optimization_profile(profile)
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), 0)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise IntvitError("TensorRT-RTX does not build the graph", where=f"SM {capability}", why="; ".join(said))
-    return int(plan.nbytes)
+def _inputs(model: bytes) -> dict[str, tuple[int, ...]]:
+    """The shape of every input of an ONNX file, 0 where a size is open."""
+    values = onnx.load_from_string(model).graph.input
+    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
 
 
 def broken_rules(model: bytes) -> list[str]:

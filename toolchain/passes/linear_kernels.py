@@ -84,7 +84,7 @@ def _match(linear: Linear) -> _Layer | None:
     if step is None or step.size != 1 or levels is None or levels.ndim != 2 or bias is None:
         return None
     per_channel = scale.ndim == 1 and weight.attributes.get_int("axis", 1) == 1
-    if not per_channel or weight.attributes.get_int("block_size", 0) or not (_centred(weight) and _centred(activation)):
+    if not per_channel or "block_size" in weight.attributes or not (_centred(weight) and _centred(activation)):
         return None
     if not _int8(activation.inputs[0]) or len(list(stored.uses())) > 1 or levels.shape[0] % K_MULTIPLE:
         return None
@@ -168,7 +168,7 @@ def _replace(model: ir.Model, layer: _Layer, shift: Shift | None) -> None:
         assert output_step is not None
         inputs.append(_constant(graph, f"{name}.step", output_step.astype(np.float32).reshape(1)))
     op_type, dtype = (LINEAR_F16, ir.DataType.FLOAT16) if layer.quantize is None else (LINEAR_I8, ir.DataType.INT8)
-    attributes = {
+    attributes: dict[str, str | int] = {
         "plugin_namespace": NAMESPACE,
         "plugin_version": str(VERSION),
         "aot": 1,
@@ -187,7 +187,7 @@ def _replace(model: ir.Model, layer: _Layer, shift: Shift | None) -> None:
         if not one.outputs[0].uses():
             drop(graph, one)
     for value in read:  # the bias, and the step and zero point of a quantizer that went
-        if value.name in graph.initializers and graph.initializers[value.name] is value and not value.uses():
+        if value.is_initializer() and value.name is not None and not value.uses():
             del graph.initializers[value.name]
     set_constant(stored, packed)
 

@@ -21,7 +21,7 @@ def is_kernel(node: ir.Node) -> bool:
 @rule(
     "kernel-node",
     "nodes of our kernels (intvit.linear_f16, intvit.linear_i8) that the plugins cannot take",
-    next="let the toolchain write them: `python -m toolchain.build ... --target tensorrt --option kernels=on`",
+    next="let the toolchain write them: --target tensorrt --option kernels=on of toolchain.build",
     tensorrt=error(
         "the parser finds no plugin of that name, namespace and version, or the kernel would read another layout than "
         "the one that is stored (runtime/kernels/nodes.py)"

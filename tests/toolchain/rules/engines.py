@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from runtime.backends.ort import make_session, optimized_bytes
+from runtime.backends.trt.build import Recipe, Shapes, build_plan
 from runtime.errors import IntvitError
 from runtime.execution import INTEGER_KERNELS
 from runtime.onnx_wire import read_graph
@@ -38,30 +38,16 @@ def tensorrt(model: ir.Model) -> str:
 def refusal(model: ir.Model) -> str:
     """Why TensorRT-RTX refuses to parse or build ``model``, strongly typed; empty where it takes it. Needs no GPU."""
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'intvit[rtx]'")
-    said: list[str] = []
-
-    class Log(trt.ILogger):  # type: ignore[name-defined,misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, text: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                said.append(text)
-
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(serialized(model)):
-        return "; ".join([parser.get_error(i).desc() for i in range(parser.num_errors)] + said) or "refused"
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        source = network.get_input(i)
-        if -1 in tuple(source.shape):
-            sizes = tuple(4 if size < 0 else size for size in source.shape)
-            profile.set_shape(source.name, sizes, sizes, sizes)
-    config.add_optimization_profile(profile)
-    return "" if builder.build_serialized_network(network, config) is not None else "; ".join(said) or "not built"
+    shapes: dict[str, Shapes] = {}
+    for value in model.graph.inputs:
+        assert value.name is not None and value.shape is not None
+        if any(not isinstance(size, int) for size in value.shape):
+            shapes[value.name] = (tuple(size if isinstance(size, int) else 4 for size in value.shape),) * 3
+    try:
+        build_plan(trt, serialized(model), Recipe(shapes))
+    except IntvitError as error:
+        return error.why
+    return ""
 
 
 def feeds(model: ir.Model) -> dict[str, np.ndarray]:
