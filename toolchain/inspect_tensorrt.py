@@ -18,6 +18,7 @@ from typing import Any
 
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.kernels.nodes import is_kernel
 from runtime.manifest import Layer
 from runtime.onnx_wire import INT4, INT8, Graph, read_graph
 from toolchain.inspection import Inspection, LayerRow
@@ -164,6 +165,7 @@ def inspect(bundle: Bundle, text: str, where: str = "engine inspector") -> Inspe
 
 
 _ABSENT = "not found in the engine"
+_TWO_A_BYTE = "INT4, two a byte"
 
 
 def _row(layer: Layer, layers: list[EngineLayer], stored: Graph) -> LayerRow:
@@ -176,7 +178,9 @@ def _row(layer: Layer, layers: list[EngineLayer], stored: Graph) -> LayerRow:
     if weights is None:
         return row
     as_int8 = "INT8" if layer.weight_bits == 8 else f"INT8, {layer.weight_bits}-bit values"
-    return replace(row, stored_as={INT8: as_int8, INT4: "INT4, two a byte"}.get(weights.data_type, "FP8"))
+    if any(node.integers["bits"] == (4,) for node in stored.nodes if is_kernel(node) and weights.name in node.inputs):
+        as_int8 = _TWO_A_BYTE  # our kernels' packing, in an INT8 tensor
+    return replace(row, stored_as={INT8: as_int8, INT4: _TWO_A_BYTE}.get(weights.data_type, "FP8"))
 
 
 def _attention_note(layers: list[EngineLayer], stored: Graph) -> str:

@@ -7,20 +7,26 @@ made up. They hold the reader to the form, not TensorRT to a kernel.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from runtime import cli
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.onnx_wire import read_graph
+from tests.runtime.tiny import rehash
+from tests.toolchain.nets import serialized
 from toolchain import inspect as inspection_of
 from toolchain.inspect import inspect as inspect_backend
 from toolchain.inspect import main
 from toolchain.inspect_tensorrt import engine_layers, inspect
+from toolchain.targets import tensorrt
+from toolchain.targets.tensorrt import TensorRtOptions
 
 DigitsBundle = Callable[[str], Path]
 WORDS = {"INT8": "Int8", "FP16": "Half", "FP32": "Float"}
@@ -101,6 +107,25 @@ def test_weights_are_said_to_be_stored_as_they_are(digits_bundle: DigitsBundle) 
     bundle = Bundle.open(digits_bundle("w4a8"))
     found = inspect(bundle, engine(bundle, "10"))
     assert {row.stored_as for row in found.layers} == {"INT8", "INT8, 4-bit values"}
+
+
+def test_packed_weights_of_our_kernels_are_four_bits_wide(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
+    """Their nodes carry the MatMul's name, so a layer of the engine is found by it; the tactic is the kernel."""
+    folder = Path(shutil.copytree(digits_bundle("w4a8"), tmp_path / "bundle"))
+    lowered = tensorrt.lower(ir.load(Bundle.open(folder).file("canonical")), TensorRtOptions(kernels="on"))
+    path = Bundle.open(folder).file("graph", "tensorrt")
+    path.write_bytes(serialized(lowered))
+    rehash(folder)
+    bundle = Bundle.open(folder)
+    layers = [
+        layer([one.tensor], "PluginV3", ("INT8", "FP16"), "11", "intvit_w4a8_f16_64x128", one.tensor)
+        for one in bundle.manifest.layers
+    ]
+    found = inspect(bundle, json.dumps({"Layers": layers}))
+    assert found.integer_mac_fraction == 1.0 and found.warnings == ()
+    assert {row.weight_bits: row.stored_as for row in found.layers} == {8: "INT8", 4: "INT4, two a byte"}
+    wide = inspect(Bundle.open(digits_bundle("w4a8")), json.dumps({"Layers": layers}))
+    assert sum(row.stored_bytes for row in found.layers) < 0.7 * sum(row.stored_bytes for row in wide.layers)
 
 
 @pytest.mark.parametrize(
