@@ -36,7 +36,7 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """Options of the dialect.
+    """Options of the dialect. Those that exclude each other are an IntvitError.
 
     Attributes:
         precision: the compute type of everything that is not quantized.
@@ -48,6 +48,15 @@ class TensorRtOptions:
     precision: Precision = "fp16"
     quantizers: Quantizers = "int8"
     kernels: Kernels = "off"
+
+    def __post_init__(self) -> None:
+        if self.kernels == "on" and (self.precision, self.quantizers) != ("fp16", "int8"):
+            raise IntvitError(
+                "kernels=on goes with precision=fp16 and quantizers=int8 only",
+                where="--option",
+                why="the kernels read int8 and write float16 or int8",
+                next="leave the other options out, or kernels=off",
+            )
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> TensorRtOptions:
@@ -64,26 +73,19 @@ class TensorRtOptions:
                 raise IntvitError(f"the tensorrt target has no option {name!r}", where="--option", why=why, next=known)
             if value not in _CHOICES[name]:
                 raise IntvitError(f"unknown {name} {value!r}", where="--option", next=known)
-        made = cls(
+        return cls(
             cast(Precision, given.get("precision", cls.precision)),
             cast(Quantizers, given.get("quantizers", cls.quantizers)),
             cast(Kernels, given.get("kernels", cls.kernels)),
         )
-        if made.kernels == "on" and (made.precision, made.quantizers) != ("fp16", "int8"):
-            raise IntvitError(
-                "kernels=on goes with precision=fp16 and quantizers=int8 only",
-                where="--option",
-                why="the kernels read int8 and write float16 or int8",
-                next="leave the other options out, or kernels=off",
-            )
-        return made
 
 
 def lower(canonical: ir.Model, options: TensorRtOptions | None = None) -> ir.Model:
     """A copy of ``canonical`` in the TensorRT dialect.
 
     Raises:
-        IntvitError: a number of the network does not fit the compute type, the scheme has no FP8 form, or the result
+        IntvitError: a number of the network does not fit the compute type, the scheme has no FP8 form or nothing for
+            the kernels, or the result
             breaks one of the dialect's rules (a fault of the toolchain, not of the user).
     """
     chosen = options or TensorRtOptions()
