@@ -85,8 +85,7 @@ def lower(canonical: ir.Model, options: TensorRtOptions | None = None) -> ir.Mod
 
     Raises:
         IntvitError: a number of the network does not fit the compute type, the scheme has no FP8 form or nothing for
-            the kernels, or the result
-            breaks one of the dialect's rules (a fault of the toolchain, not of the user).
+            the kernels, or the result breaks one of the dialect's rules (a fault of the toolchain, not of the user).
     """
     chosen = options or TensorRtOptions()
     dialect = canonical.clone()
