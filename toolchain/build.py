@@ -16,6 +16,7 @@ from calib.align.correction import FORMS
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError as CalibError
 from calib.models import load
+from calib.quant.surgery import require_groups
 from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, recipe, with_own_priors
 from calib.scheme import parse, require_buildable
 from runtime import cli
@@ -174,7 +175,9 @@ def main(
     model: Annotated[
         str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")
     ],
-    bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, w8a8+attn8, w8a8+int, ..., or auto:5.")],
+    bits: Annotated[
+        str, typer.Option("--bits", help="Scheme: w8a8, w4a8, w4a16+g64, w8a8+attn8, w8a8+int, ..., or auto:5.")
+    ],
     method: Annotated[str, typer.Option("--method", help="Where calibration images come from.")] = DEFAULT_METHOD,
     budget: Annotated[
         str, typer.Option("--budget", help="How long calibration may take: " + ", ".join(BUDGETS) + ".")
@@ -287,6 +290,7 @@ def _job(
     require_exact(scheme, targets)
     options = _options(option, targets)
     loaded = load(model, checkpoint, seed)
+    require_groups(loaded.module, scheme)
     return Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets, options)
 
 
