@@ -30,7 +30,7 @@ from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
 from toolchain.inspect import inspect
 from toolchain.layers import report_layers
-from toolchain.lowering import TARGETS, require_exact
+from toolchain.lowering import TARGETS, require_carried
 from toolchain.output import check_out, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
 from toolchain.report import write_report
@@ -287,7 +287,7 @@ def _job(
             next="give both, or neither for a data-free build",
         )
     targets, where = _targets(target), _device(device)
-    require_exact(scheme, targets)
+    require_carried(scheme, targets)
     options = _options(option, targets)
     loaded = load(model, checkpoint, seed)
     require_groups(loaded.module, scheme)

@@ -19,7 +19,7 @@ from calib.quant.surgery import products
 from tests.toolchain.nets import calibrated, digits, noise, run, serialized, spec_of, swin, vit
 from toolchain.graph import canonical_graph
 
-SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a4", "w5a8", "w4a16", "w8a8+attn8")
+SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a4", "w5a8", "w4a16", "w4a16+g32", "w5a16+g16", "w8a8+attn8")
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: vit(global_pool="avg", reg_tokens=1),
     "swin": swin,
@@ -84,7 +84,8 @@ def check_promises(model: CalibratedModel) -> None:
         assert list(bias.dims) == [1, 1, rows]
         assert bias.data_type == TensorProto.FLOAT
         assert list(weight.dims) == [columns, rows]
-        assert list(scale.dims) == [rows]
+        assert list(scale.dims) == ([rows] if layer.group is None else [columns // layer.group, rows])
+        assert (layer.weight_scale.numpy() == onnx.numpy_helper.to_array(scale).T).all()
         assert (onnx.numpy_helper.to_array(scale) > 0).all()
         wanted = layer.weight_q.numpy().T
         if layer.weight_bits <= 4:
@@ -99,7 +100,8 @@ def check_promises(model: CalibratedModel) -> None:
         limit = 2 ** (layer.weight_bits - 1) - 1
         assert np.abs(wanted).max() <= limit
         (reader,) = [node for node in graph.node if f"{name}.weight_q" in node.input]
-        assert (reader.op_type, {a.name: a.i for a in reader.attribute}) == ("DequantizeLinear", {"axis": 1})
+        along = {"axis": 1} if layer.group is None else {"axis": 0, "block_size": layer.group}
+        assert (reader.op_type, {a.name: a.i for a in reader.attribute}) == ("DequantizeLinear", along)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -107,7 +109,7 @@ def test_promises_on_vit_digits(models: Callable[[str], CalibratedModel], scheme
     check_promises(models(scheme))
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a16+g16", "w4a8+attn8"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_promises_on_other_networks(network: str, scheme: str) -> None:
     module = NETWORKS[network]()

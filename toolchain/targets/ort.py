@@ -15,6 +15,8 @@ from toolchain.passes import BlockInt4, ExpandInt4, ShiftToZeroPoint, UnsignedLe
 from toolchain.rules import findings
 from toolchain.targets import broken_rule
 
+BLOCKS = (128, 64, 32, 16)  # powers of two from 16 on become MatMulNBits; larger ones hold fewer scales
+
 
 def lower(canonical: ir.Model) -> ir.Model:
     """A copy of ``canonical`` in the ORT dialect.
@@ -23,7 +25,7 @@ def lower(canonical: ir.Model) -> ir.Model:
         IntvitError: the result breaks one of the dialect's rules (a fault of the toolchain, not of the user).
     """
     dialect = canonical.clone()
-    ir.passes.Sequential(ShiftToZeroPoint(), BlockInt4(widen=False), ExpandInt4(), UnsignedLeft())(dialect)
+    ir.passes.Sequential(ShiftToZeroPoint(), BlockInt4(BLOCKS, widen=False), ExpandInt4(), UnsignedLeft())(dialect)
     check(dialect)
     return dialect
 
