@@ -176,7 +176,7 @@ def _row(layer: Layer, layers: list[EngineLayer], stored: Graph) -> LayerRow:
     if weights is None:
         return row
     as_int8 = "INT8" if layer.weight_bits == 8 else f"INT8, {layer.weight_bits}-bit values"
-    return replace(row, stored_as={INT8: as_int8, INT4: "INT4, two a byte"}.get(weights.data_type, "FP8"))
+    return replace(row, stored_as={INT8: as_int8, INT4: layer.stored_as}.get(weights.data_type, "FP8"))
 
 
 def _attention_note(layers: list[EngineLayer], stored: Graph) -> str:
