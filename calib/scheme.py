@@ -2,8 +2,9 @@
 
 ``w<W>a<A>[+attn8][+g<G>][+int]`` with W in 2..8 weight bits, A in 2..8 or 16 activation bits (16 = activations stay
 float), ``auto:<AVG>`` gives each layer 4-bit or 8-bit weights, AVG bits a weight on average, and 8-bit activations.
-``+attn8`` for 8-bit attention products, ``+g64`` for weight groups of 64 input channels, ``+int`` for integers from the
-image's quantizer to the head's sums: attention products, softmax, GELU, LayerNorm and the residual stream.
+``+attn8`` for 8-bit attention products, ``+g64`` for weight groups of 64 input channels (with float activations only),
+``+int`` for integers from the image's quantizer to the head's sums: attention products, softmax, GELU, LayerNorm and
+the residual stream.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from calib.errors import IntvitError
 
-COMMON = ("w8a8", "w4a8", "w4a4", "w3a8", "w6a6", "w4a16", "w8a16", "w8a8+attn8", "w4a8+attn8", "w8a8+int")
+COMMON = ("w8a8", "w4a8", "w4a4", "w3a8", "w6a6", "w4a16", "w4a16+g64", "w8a16", "w8a8+attn8", "w4a8+attn8", "w8a8+int")
 GROUPS = (16, 32, 64, 128)
 _BASE = re.compile(r"w(\d+)a(\d+)")
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)")
@@ -26,7 +27,7 @@ class Scheme:
     """Bit widths of a quantized model.
 
     Attributes:
-        weight_bits: 2..8, signed symmetric per output channel.
+        weight_bits: 2..8, signed symmetric per output channel, or per group of each.
         act_bits: 2..8, or 16 for float activations (weight-only).
         attn_bits: 8 when both attention products are quantized, else None.
         group: input channels that share a weight scale, or None for one scale per output channel.
@@ -96,24 +97,28 @@ def parse(text: str) -> Scheme:
 
 
 def require_buildable(scheme: Scheme) -> None:
-    """Refuse what the grammar can say but no target can run yet, before any work is done.
+    """Refuse what the grammar can say but no target can run, before any work is done.
 
     Raises:
-        IntvitError: the scheme asks for weight groups, or for integers alone with float activations.
+        IntvitError: the scheme asks for weight groups beside integer activations, or for integers alone with float
+            activations.
     """
-    if scheme.group is not None:
+    if scheme.group is not None and not scheme.float_activations:
+        attn_bits = None if scheme.integer else scheme.attn_bits
+        weight_only = replace(scheme, act_bits=16, attn_bits=attn_bits, integer=False)
         raise IntvitError(
-            f"+g{scheme.group} cannot be built by this version",
+            f"+g{scheme.group} cannot be built with {scheme.act_bits}-bit activations",
             where=f"--bits {scheme}",
-            why="no target of this version has integer kernels for it; nothing would run as asked",
-            next=f"build --bits {replace(scheme, group=None)}: one scale for each output channel",
+            why=f"every {scheme.group} products would need an integer sum of their own; no target has such a kernel",
+            next=f"build --bits {replace(scheme, group=None)}: one scale for each output channel; or {weight_only}: "
+            "float activations",
         )
     if scheme.integer and scheme.float_activations:
         raise IntvitError(
             "+int cannot be built with float activations",
             where=f"--bits {scheme}",
             why="a16 leaves the inputs of every layer in float, and +int leaves nothing there",
-            next=f"build --bits {replace(scheme, act_bits=8)}",
+            next=f"build --bits {replace(scheme, act_bits=8, group=None)}",
         )
 
 

@@ -16,6 +16,7 @@ from calib.align.correction import FORMS
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError as CalibError
 from calib.models import load
+from calib.quant.surgery import require_groups
 from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, recipe, with_own_priors
 from calib.scheme import parse, require_buildable
 from runtime import cli
@@ -29,7 +30,7 @@ from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
 from toolchain.inspect import inspect
 from toolchain.layers import report_layers
-from toolchain.lowering import TARGETS, require_exact
+from toolchain.lowering import TARGETS, require_carried
 from toolchain.output import check_out, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
 from toolchain.report import write_report
@@ -174,7 +175,9 @@ def main(
     model: Annotated[
         str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")
     ],
-    bits: Annotated[str, typer.Option("--bits", help="Scheme: w8a8, w4a8, w8a8+attn8, w8a8+int, ..., or auto:5.")],
+    bits: Annotated[
+        str, typer.Option("--bits", help="Scheme: w8a8, w4a8, w4a16+g64, w8a8+attn8, w8a8+int, ..., or auto:5.")
+    ],
     method: Annotated[str, typer.Option("--method", help="Where calibration images come from.")] = DEFAULT_METHOD,
     budget: Annotated[
         str, typer.Option("--budget", help="How long calibration may take: " + ", ".join(BUDGETS) + ".")
@@ -284,9 +287,10 @@ def _job(
             next="give both, or neither for a data-free build",
         )
     targets, where = _targets(target), _device(device)
-    require_exact(scheme, targets)
+    require_carried(scheme, targets)
     options = _options(option, targets)
     loaded = load(model, checkpoint, seed)
+    require_groups(loaded.module, scheme)
     return Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets, options)
 
 

@@ -166,6 +166,7 @@ def _layers(model: CalibratedModel) -> list[Layer]:
     for site in sites(model.module):
         layer = model.layers()[site.name]
         stored = "INT4, two a byte" if layer.weight_bits <= 4 else "INT8"
+        stored += "" if layer.group is None else f", a scale for {layer.group}"
         out.append(
             Layer(
                 name=site.name,

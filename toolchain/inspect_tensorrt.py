@@ -180,7 +180,7 @@ def _row(layer: Layer, layers: list[EngineLayer], stored: Graph) -> LayerRow:
     as_int8 = "INT8" if layer.weight_bits == 8 else f"INT8, {layer.weight_bits}-bit values"
     if any(node.integers["bits"] == (4,) for node in stored.nodes if is_kernel(node) and weights.name in node.inputs):
         as_int8 = _TWO_A_BYTE  # our kernels' packing, in an INT8 tensor
-    return replace(row, stored_as={INT8: as_int8, INT4: _TWO_A_BYTE}.get(weights.data_type, "FP8"))
+    return replace(row, stored_as={INT8: as_int8, INT4: layer.stored_as}.get(weights.data_type, "FP8"))
 
 
 def _attention_note(layers: list[EngineLayer], stored: Graph) -> str:

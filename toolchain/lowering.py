@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ TARGETS: dict[str, Callable[..., ir.Model]] = {
     "tensorrt": tensorrt.lower,
 }
 INTEGER_ONLY = ("ort",)  # targets that run a graph without float (``+int``) exactly
+TENSORRT_GROUPS = (64, 128)  # of INT4, as TensorRT documents them
 CANONICAL, FLOAT = "canonical/model.onnx", "float/model.onnx"
 TENSORRT_FLOAT = "tensorrt/float.onnx"
 TWIN_TOLERANCE = 1e-3
@@ -35,8 +37,8 @@ def graph_path(target: str) -> str:
     return f"{target}/model.onnx"
 
 
-def require_exact(scheme: Scheme, targets: list[str]) -> None:
-    """Refuse targets on which ``+int`` would not be the integers it promises, before any work is done.
+def require_carried(scheme: Scheme, targets: list[str]) -> None:
+    """Refuse targets that cannot run ``scheme`` as it promises, before any work is done.
 
     Raises:
         IntvitError: one of ``targets`` cannot carry ``scheme``.
@@ -48,6 +50,14 @@ def require_exact(scheme: Scheme, targets: list[str]) -> None:
             where=f"--target {refused[0]}",
             why="its runtime has no exact 64-bit integer arithmetic with integer matrix products",
             next=f"--target {','.join(INTEGER_ONLY)}; its bundle holds the canonical graph too",
+        )
+    odd = scheme.group is not None and scheme.weight_bits <= 4 and scheme.group not in TENSORRT_GROUPS
+    if odd and "tensorrt" in targets:
+        raise IntvitError(
+            f"tensorrt cannot run {scheme}",
+            where="--target tensorrt",
+            why=f"it documents 4-bit weights in groups of 64 or 128, not {scheme.group}",
+            next=f"--bits {replace(scheme, group=64)}, or {replace(scheme, group=None)}; or --target ort,openvino",
         )
 
 
@@ -64,7 +74,7 @@ def lower(
         IntvitError: a target cannot carry the scheme, a graph is not valid ONNX, the float twin does not compute what
             the timm network computes, or a number of the network does not fit the compute type.
     """
-    require_exact(model.scheme, targets)
+    require_carried(model.scheme, targets)
     canonical = canonical_graph(model)
     _write(canonical, folder / CANONICAL)
     for target in targets:

@@ -36,7 +36,7 @@ from calib.models import ModelSpec
 from calib.network import Network
 from calib.precision import has_fast_bf16
 from calib.quant.families import sites
-from calib.quant.linear import QuantLinear
+from calib.quant.linear import QuantLinear, per_weight
 from calib.quant.quantizer import levels
 from calib.quant.surgery import products
 from calib.taps import AttentionTaps
@@ -90,7 +90,7 @@ class LsqLinear(nn.Module):
     """A quantized ``layer`` whose float weights, bias and activation step learn.
 
     Attributes:
-        weight: (N, K), rounded at every step with the scale max|w| / limit of its row. bias: (N,).
+        weight: (N, K), rounded at every step with the scale max|w| / limit of its row or group. bias: (N,).
         step: (), the activation step, learned with LSQ's gradient scale 1 / sqrt(values * largest level); None where
         activations stay float.
     """
@@ -103,13 +103,15 @@ class LsqLinear(nn.Module):
         self.step = None if layer.in_quant is None else nn.Parameter(layer.in_quant.scale.clone())
 
     def _weights(self) -> tuple[Tensor, Tensor]:
-        scale = extreme_scale(self.weight.detach(), self.layer.weight_bits)
-        return straight_round(self.weight / scale[:, None]), scale
+        scale = extreme_scale(self.weight.detach(), self.layer.weight_bits, self.layer.group)
+        return straight_round(self.weight / per_weight(scale, self.weight.shape[1])), scale
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N) float32."""
         values = self.layer.scaled(x.float())
         weight, scale = self._weights()
+        if self.layer.group is not None:
+            weight, scale = weight * per_weight(scale, weight.shape[1]), torch.ones_like(self.bias)
         if self.step is not None:
             quantizer = self.layer.in_quant
             assert quantizer is not None

@@ -4,6 +4,8 @@ The error counted is ``trace((W - Q) H (W - Q)^T)``, the output error on inputs 
 leaves an error that the channels still unrounded can take up: ``W[:, k] -= (w_j - q_j) / U_jj * U_jk`` with U the upper
 Cholesky factor of H^-1 (Frantar et al., "GPTQ", ICLR 2023, section 3.3). Channels go in order of falling H_jj.
 
+Every channel is rounded with the scale of its group, chosen before: groups stay what they are in any order of channels.
+
 One thing differs from the paper: H sums ``x x^T / |x|^2``, so that every token counts alike; a few massive tokens
 otherwise own it (docs/decisions/0007-rounding-and-reconstruction.md).
 """
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from calib.align.rounding import weight_limit
+from calib.quant.linear import per_weight
 
 DAMPING = 0.01
 BLOCK = 64
@@ -34,10 +37,10 @@ def damped(moment: Tensor, damping: float = DAMPING) -> Tensor:
 
 
 def gptq(weight: Tensor, scale: Tensor, bits: int, moment: Tensor, damping: float = DAMPING) -> Tensor:
-    """Integer weights (N, K) int8 in -limit..limit for fixed row scales.
+    """Integer weights (N, K) int8 in -limit..limit for fixed scales.
 
     Args:
-        weight: (N, K) float32. scale: (N,) > 0. bits: 2..8.
+        weight: (N, K) float32. scale: (N,) or (N, K / group) > 0. bits: 2..8.
         moment: (K, K), symmetric, positive semi-definite, from ``second_moment``.
         damping: added to the diagonal, as a share of its mean.
     """
@@ -46,13 +49,14 @@ def gptq(weight: Tensor, scale: Tensor, bits: int, moment: Tensor, damping: floa
     inverse = torch.linalg.inv(damped(moment.double(), damping)[order][:, order])
     upper = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True).float()
     left = weight[:, order].clone()
+    scales = per_weight(scale, weight.shape[1]).expand_as(weight)[:, order]
     found = torch.empty_like(left)
     for begin in range(0, left.shape[1], BLOCK):
         end = min(begin + BLOCK, left.shape[1])
         errors = torch.empty_like(left[:, begin:end])
         for j in range(begin, end):
-            found[:, j] = torch.clamp(torch.round(left[:, j] / scale), -limit, limit)
-            error = (left[:, j] - found[:, j] * scale) / upper[j, j]
+            found[:, j] = torch.clamp(torch.round(left[:, j] / scales[:, j]), -limit, limit)
+            error = (left[:, j] - found[:, j] * scales[:, j]) / upper[j, j]
             left[:, j:end] -= torch.outer(error, upper[j, j:end])
             errors[:, j - begin] = error
         left[:, end:] -= errors @ upper[begin:end, end:]

@@ -21,7 +21,7 @@ from calib.quant.linear import QuantLinear
 
 Rounding = Literal["nearest", "gptq"]
 Ranges = Literal["mse", "minmax"]
-Rounder = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights (N, K) to levels (N, K) and scales (N,)
+Rounder = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights (N, K) to levels (N, K) and their scales
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _correct(
         made = layer.integer_output(inputs[0])
         layer.bias += bias_correction(made, fit_target, config.weight_tokens)
     else:
-        layer.weight_scale *= found.gain
+        layer.weight_scale *= found.gain if layer.group is None else found.gain[:, None]
     made = layer.integer_output(inputs[1])
     report["error_corrected"] = after = relative_error(made, held_target)
     if after >= before:
@@ -151,8 +151,8 @@ def _nearest(layer: QuantLinear, few: Tensor, config: LayerConfig) -> Rounder:
 
     def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
         if config.ranges == "minmax":
-            return extreme_rounding(weight, layer.weight_bits)
-        return search_rounding(weight, layer.weight_bits, importance)
+            return extreme_rounding(weight, layer.weight_bits, layer.group)
+        return search_rounding(weight, layer.weight_bits, importance, group=layer.group)
 
     return round_weights
 

@@ -21,7 +21,7 @@ from calib.align.bias import bias_correction
 from calib.align.ranges import search_range
 from calib.align.rounding import relative_error, search_rounding, token_importance
 from calib.network import Network
-from calib.quant.linear import QuantLinear
+from calib.quant.linear import QuantLinear, per_weight
 from calib.quant.quantizer import quantize
 
 STRENGTHS = (0.25, 0.5, 0.65, 0.75, 0.85, 1.0)
@@ -98,8 +98,8 @@ def layer_error(
     if layer.in_quant is not None:
         found = search_range(rows, layer.act_bits, weight.square().sum(0), asymmetric, ends)
         restored = (quantize(rows, found.scale, found.zero_point, layer.act_bits) - found.zero_point) * found.scale
-    levels, scale = search_rounding(weight, layer.weight_bits, token_importance(rows), steps=10)
-    made = restored @ (levels * scale[:, None]).T
+    levels, scale = search_rounding(weight, layer.weight_bits, token_importance(rows), steps=10, group=layer.group)
+    made = restored @ (levels * per_weight(scale, weight.shape[1])).T
     return relative_error(made + bias_correction(made, target), target)
 
 

@@ -1,9 +1,15 @@
-"""Round weights: the per-channel scale of least weighted squared error, symmetric, round half to even."""
+"""Round weights: the scale of least weighted squared error, symmetric, round half to even.
+
+One scale a row of (N, K): (N,). With ``group`` one for every ``group`` neighbouring columns of a row, (N, K / group),
+each chosen as if its columns were a row of their own.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from calib.quant.linear import per_weight
 
 
 def weight_limit(bits: int) -> int:
@@ -11,13 +17,25 @@ def weight_limit(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
-def extreme_scale(weight: Tensor, bits: int) -> Tensor:
-    """(N,) > 0: the scale that puts the largest weight of every row of (N, K) at the last level."""
-    return weight.abs().amax(1).clamp_min(1e-8) / weight_limit(bits)
+def extreme_scale(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
+    """> 0: the scales that put the largest weight of every row, or group, of (N, K) at the last level."""
+    return _ungrouped(_grouped(weight, group).abs().amax(-1).clamp_min(1e-8) / weight_limit(bits), group)
 
 
-def search_rounding(weight: Tensor, bits: int, importance: Tensor, steps: int = 20) -> tuple[Tensor, Tensor]:
-    """Integer weights and scales that minimise ``sum_j importance_j (w_j - s q_j)^2`` in every row.
+def _grouped(weight: Tensor, group: int | None) -> Tensor:
+    """(..., K) as (..., G, K / G)."""
+    return weight.unflatten(-1, (-1, group or weight.shape[-1]))
+
+
+def _ungrouped(scale: Tensor, group: int | None) -> Tensor:
+    """(N, G) as it is, or (N,) where there are no groups."""
+    return scale if group else scale[:, 0]
+
+
+def search_rounding(
+    weight: Tensor, bits: int, importance: Tensor, steps: int = 20, group: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Integer weights and scales that minimise ``sum_j importance_j (w_j - s q_j)^2`` in every row, or group.
 
     The scale is searched over ``steps`` fractions of max|w| / limit, from 1 down to 0.5 (0.8 at 8 bits).
 
@@ -25,27 +43,34 @@ def search_rounding(weight: Tensor, bits: int, importance: Tensor, steps: int = 
         weight: (N, K) float32. bits: 2..8. importance: (K,) >= 0, the mean square of input channel j.
 
     Returns:
-        levels (N, K) int8 in -limit..limit, scale (N,) float32 > 0.
+        levels (N, K) int8 in -limit..limit, scale (N,) or (N, K / group) float32 > 0.
     """
     limit = weight_limit(bits)
-    full = extreme_scale(weight, bits)
+    parts, weights = _grouped(weight, group), _grouped(importance, group)
+    full = parts.abs().amax(-1).clamp_min(1e-8) / limit
     best_error = torch.full_like(full, float("inf"))
     best_scale = full.clone()
     for fraction in torch.linspace(1.0, 0.8 if bits >= 8 else 0.5, steps).tolist():
         scale = full * fraction
-        rounded = torch.clamp(torch.round(weight / scale[:, None]), -limit, limit)
-        error = ((weight - rounded * scale[:, None]).square() * importance).sum(1)
+        rounded = torch.clamp(torch.round(parts / scale[..., None]), -limit, limit)
+        error = ((parts - rounded * scale[..., None]).square() * weights).sum(-1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
-    rounded = torch.clamp(torch.round(weight / best_scale[:, None]), -limit, limit)
-    return rounded.to(torch.int8), best_scale
+    scale = _ungrouped(best_scale, group)
+    return nearest(weight, scale, bits), scale
 
 
-def extreme_rounding(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Integer weights (N, K) int8 and scales (N,) with the scale of every row from its largest weight."""
-    limit, scale = weight_limit(bits), extreme_scale(weight, bits)
-    return torch.clamp(torch.round(weight / scale[:, None]), -limit, limit).to(torch.int8), scale
+def extreme_rounding(weight: Tensor, bits: int, group: int | None = None) -> tuple[Tensor, Tensor]:
+    """Integer weights (N, K) int8 and scales, that of every row or group from its largest weight."""
+    scale = extreme_scale(weight, bits, group)
+    return nearest(weight, scale, bits), scale
+
+
+def nearest(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The levels (N, K) int8 nearest to ``weight`` (N, K) for given scales, (N,) or (N, K / group)."""
+    limit = weight_limit(bits)
+    return torch.clamp(torch.round(weight / per_weight(scale, weight.shape[1])), -limit, limit).to(torch.int8)
 
 
 def token_importance(rows: Tensor, weighted: bool = True) -> Tensor:

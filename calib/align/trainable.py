@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from calib.align.rounding import weight_limit
 from calib.quant.attention import QuantProduct
-from calib.quant.linear import QuantLinear
+from calib.quant.linear import QuantLinear, per_weight
 from calib.quant.quantizer import levels
 
 MARGIN = 0.45  # how far from its level, in steps, a weight may start: less than the half that would round it away
@@ -82,22 +82,25 @@ class Drop:
 
 
 class TrainableLinear(nn.Module):
-    """A quantized ``layer`` as parameters: ``y = (levels(x) . round(v)) s_x s_w + b``.
+    """A quantized ``layer`` as parameters: ``y = (levels(x) . round(v)) s_x s_w + b``, ``x . (round(v) s_w) + b`` with
+    groups.
 
     Attributes:
         latent: (N, K), v times ``weight_unit``, v being the weights in units of their steps, within the levels;
-        rounded, v starts as the layer's own levels. log_weight_step: (N,). log_step: () or None. shift: (N,), what the
-        bias has moved, in units of ``unit``. unit: (), the root mean square of the layer's float output. weight_unit:
-        (N, 1), ones; or the weights' first steps where ``absolute``. drop: of activations below 8 bits, or None.
+        rounded, v starts as the layer's own levels. log_weight_step: (N,), or (N, K / group). log_step: () or None.
+        shift: (N,), what the bias has moved, in units of ``unit``. unit: (), the root mean square of the layer's float
+        output. weight_unit: (N, 1), ones; or each weight's first step where ``absolute``. drop: of activations below 8
+        bits, or None.
     """
 
     def __init__(self, layer: QuantLinear, unit: float, drop: Drop | None = None, absolute: bool = False) -> None:
         super().__init__()
         self.layer = layer
         self.limit = weight_limit(layer.weight_bits)
-        self.weight_unit = layer.weight_scale.clone()[:, None] if absolute else torch.ones_like(layer.bias)[:, None]
+        steps = per_weight(layer.weight_scale, layer.in_features)
+        self.weight_unit = steps.clone() if absolute else torch.ones_like(layer.bias)[:, None]
         level = layer.weight_q.float()
-        left = layer.weight / layer.weight_scale[:, None] - level
+        left = layer.weight / steps - level
         start = (level + left.clamp(-MARGIN, MARGIN)).clamp(-self.limit, self.limit)
         self.latent = nn.Parameter(start * self.weight_unit)
         self.log_weight_step = nn.Parameter(layer.weight_scale.log())
@@ -112,6 +115,8 @@ class TrainableLinear(nn.Module):
         values = self.layer.scaled(x.float())
         weight = straight_round(self.latent / self.weight_unit)
         step = self.log_weight_step.exp()
+        if self.layer.group is not None:
+            weight, step = weight * per_weight(step, weight.shape[1]), torch.ones_like(self.layer.bias)
         if self.log_step is not None:
             quantizer = self.layer.in_quant
             assert quantizer is not None

@@ -2,7 +2,8 @@
 
 ``y = (sum_k (q_k - z) w_k) * (s_x s_w) + b`` with integer q, z and w. The sum is formed in float32 on integers: below
 2^24 in magnitude every partial sum is exact, and K * 128 * 127 stays below it up to K = 1032; beyond that only sums
-that actually exceed 2^24 would round. This is what an integer GEMM with a float epilogue computes.
+that actually exceed 2^24 would round. This is what an integer GEMM with a float epilogue computes. Where the input
+stays float, ``y = sum_k x_k (w_k s_w) + b``: every weight is one float32 product, as DequantizeLinear makes it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from calib.quant.quantizer import ActQuantizer
 from calib.quant.rescale import Rescale
 
 
+def per_weight(scale: Tensor, columns: int) -> Tensor:
+    """The scale of every weight of (N, K): (N,) becomes (N, 1); (N, K / g), one for every g columns, becomes (N, K)."""
+    return scale[:, None] if scale.ndim == 1 else scale.repeat_interleave(columns // scale.shape[1], 1)
+
+
 class QuantLinear(nn.Module):
     """A linear layer with an explicit input quantizer and explicit integer weights.
 
@@ -22,7 +28,8 @@ class QuantLinear(nn.Module):
         weight: (N, K) float32, with every fold applied. bias: (N,) float32.
         premul: (K,) float32 or None; the input is multiplied by it first (fc2 only, after GELU).
         in_quant: the input quantizer, or None where activations stay float.
-        weight_q: (N, K) int8 levels. weight_scale: (N,) float32, > 0.
+        weight_q: (N, K) int8 levels. weight_scale: (N,) float32, > 0; (N, K / g) with groups.
+        group: g, the neighbouring input channels that share a scale; None = all K. Only without an input quantizer.
         quantized: False = float layer, True = integer layer.
         rescale: with ``+int``, what makes integers of the sums; else None, and the sums are scaled in float32.
     """
@@ -33,16 +40,21 @@ class QuantLinear(nn.Module):
     weight_q: Tensor
     weight_scale: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, weight_bits: int, act_bits: int) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, weight_bits: int, act_bits: int, group: int | None = None
+    ) -> None:
         super().__init__()
-        rows = weight.shape[0]
+        rows, columns = weight.shape
+        if group is not None and (columns % group or act_bits <= 8):
+            raise ValueError(f"no groups of {group} in {columns} channels with {act_bits}-bit activations")
         self.weight_bits = weight_bits
         self.act_bits = act_bits
+        self.group = group
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", torch.zeros(rows) if bias is None else bias.detach().clone())
         self.register_buffer("premul", None)
         self.register_buffer("weight_q", torch.zeros(weight.shape, dtype=torch.int8))
-        self.register_buffer("weight_scale", torch.ones(rows))
+        self.register_buffer("weight_scale", torch.ones(rows if group is None else (rows, columns // group)))
         self.in_quant = ActQuantizer(act_bits) if act_bits <= 8 else None
         self.quantized = False
         self.rescale: Rescale | None = None
@@ -62,7 +74,7 @@ class QuantLinear(nn.Module):
         return x if self.premul is None else x * self.premul
 
     def set_weights(self, weight_q: Tensor, weight_scale: Tensor) -> None:
-        """Fix the integer weights (N, K) and their scales (N,)."""
+        """Fix the integer weights (N, K) and their scales (N,) or (N, K / g)."""
         self.weight_q.copy_(weight_q.to(torch.int8))
         self.weight_scale.copy_(weight_scale)
 
@@ -74,7 +86,7 @@ class QuantLinear(nn.Module):
     def integer_output(self, u: Tensor) -> Tensor:
         """The quantized layer on its quantizer's input, ``premul`` already applied: (..., K) to (..., N)."""
         if self.in_quant is None:
-            return F.linear(u, self.weight_q * self.weight_scale[:, None], self.bias)
+            return F.linear(u, self.weight_q * per_weight(self.weight_scale, self.in_features), self.bias)
         centred = self.in_quant(u) - self.in_quant.zero_point
         if self.rescale is not None and self.rescale.settled:
             out: Tensor = self.rescale(F.linear(centred.double(), self.weight_q.double()).long())

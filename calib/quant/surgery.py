@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from timm.layers import Mlp, PatchEmbed
@@ -17,7 +18,7 @@ from calib.quant.families import block_names, is_swin, sites
 from calib.quant.integer_only import install, integer_parts
 from calib.quant.linear import QuantLinear, QuantPatchConv
 from calib.quant.quantizer import ActQuantizer
-from calib.scheme import Scheme
+from calib.scheme import GROUPS, Scheme
 
 EMBED_BITS = 8
 
@@ -33,9 +34,11 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
         weight_bits: of single layers, by name, where they are not the scheme's.
 
     Raises:
-        IntvitError: the network uses a timm feature that cannot be lowered; every such feature is named.
+        IntvitError: the network uses a timm feature that cannot be lowered; every such feature is named. Or see
+            ``require_groups``.
     """
     refuse_unknown_parts(model)
+    require_groups(model, scheme)
     student = copy.deepcopy(model).eval().requires_grad_(False)
     for site in sites(student):
         layer = student.get_submodule(site.name)
@@ -44,7 +47,7 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
             replacement: QuantLinear = QuantPatchConv(layer, EMBED_BITS, act_bits)
         else:
             bits = (weight_bits or {}).get(site.name, scheme.weight_bits)
-            replacement = QuantLinear(layer.weight, layer.bias, bits, scheme.act_bits)
+            replacement = QuantLinear(layer.weight, layer.bias, bits, scheme.act_bits, scheme.group)
         student.set_submodule(site.name, replacement)
     for name in block_names(student):
         block = student.get_submodule(name)
@@ -162,6 +165,24 @@ def refuse_unknown_parts(model: Network) -> None:
             where=", ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else ""),
             why="plain ViT, DeiT and Swin blocks of timm are supported",
             next="choose another timm tag, or ask for this part in an issue",
+        )
+
+
+def require_groups(model: Network, scheme: Scheme) -> None:
+    """Check that the scheme's groups divide the input channels of every layer of ``model`` (a timm ViT or Swin).
+
+    Raises:
+        IntvitError: they do not divide those of some; the first is named, and what sizes would do.
+    """
+    widths = {site.name: model.get_submodule(site.name).in_features for site in sites(model) if site.kind != "embed"}
+    odd = [name for name, width in widths.items() if scheme.group is not None and width % scheme.group]
+    if odd:
+        fitting = [f"+g{size}" for size in GROUPS if not any(width % size for width in widths.values())]
+        raise IntvitError(
+            f"groups of {scheme.group} do not divide the {widths[odd[0]]} input channels of {odd[0]}",
+            where=f"--bits {scheme}",
+            why=f"it is so in {len(odd)} of {len(widths)} layers, and engines take blocks of one size only",
+            next=f"sizes that fit: {', '.join(fitting)}" if fitting else f"build --bits {replace(scheme, group=None)}",
         )
 
 

@@ -58,7 +58,7 @@ def test_factors_after_gelu_are_kept_where_they_are_and_only_there(calibrated: C
     assert not same(calibrated, found, pictures(2, 32))
 
 
-@pytest.mark.parametrize("scheme", ["w4a16", "w3a4", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w4a16", "w3a16+g32", "w3a4", "w4a8+attn8"])
 def test_other_schemes(digits: LoadedModel, noise: Tensor, tmp_path: Path, scheme: str) -> None:
     made = calibrate(digits.module, digits.spec, parse(scheme), noise, CalibrateConfig(LayerConfig(rows=64)))
     found = round_trip(made, tmp_path)

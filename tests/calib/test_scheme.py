@@ -86,7 +86,12 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["w8a8", "w4a8", "w4a4", "w3a8", "w2a2", "w4a16", "w8a8+attn8", "w4a16+attn8", "w8a8+int", "w4a8+int"]
+    "text",
+    [
+        *("w8a8", "w4a8", "w4a4", "w3a8", "w2a2", "w4a16", "w8a8+attn8", "w4a16+attn8", "w8a8+int", "w4a8+int"),
+        *(f"w{bits}a16+g{group}" for bits, group in zip((2, 3, 4, 8), GROUPS, strict=True)),
+        "w4a16+attn8+g64",
+    ],
 )
 def test_these_schemes_can_be_built(text: str) -> None:
     require_buildable(parse(text))
@@ -95,15 +100,24 @@ def test_these_schemes_can_be_built(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "named", "instead"),
     [
-        ("w4a16+g64", "+g64", "w4a16"),
+        ("w4a8+g64", "+g64", "w4a8: one scale for each output channel; or w4a16+g64: float activations"),
+        ("w4a8+g64+int", "+g64", "w4a8+int: one scale for each output channel; or w4a16+g64: float activations"),
         ("w4a16+int", "+int", "w4a8+int"),
-        ("w4a8+attn8+g32", "+g32", "w4a8+attn8"),
+        ("w4a16+g64+int", "+int", "w4a8+int"),
+        ("w4a4+attn8+g32", "+g32", "w4a4+attn8: one scale for each output channel; or w4a16+attn8+g32"),
     ],
 )
 def test_what_no_target_runs_is_refused_with_an_alternative(text: str, named: str, instead: str) -> None:
     with pytest.raises(IntvitError) as caught:
         require_buildable(parse(text))
     error = complete(caught.value)
-    assert error.what.startswith(named + " cannot be built")
+    assert error.what.startswith(named + " cannot be built with ")
     assert error.next.startswith(f"build --bits {instead}")
     assert text in error.where
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_groups_beside_integers_are_refused_for_want_of_a_kernel(bits: int) -> None:
+    with pytest.raises(IntvitError, match=f"with {bits}-bit activations") as caught:
+        require_buildable(Scheme(4, bits, group=64))
+    assert "every 64 products would need an integer sum of their own" in caught.value.why

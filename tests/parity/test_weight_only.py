@@ -14,7 +14,7 @@ from toolchain.build import main
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scheme", ["w4a16", "w8a16"])
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a16", "w4a16+g32"])
 def test_logits_without_taps(scheme: str, backend: str, tmp_path: Path) -> None:
     out = tmp_path / scheme
     arguments = [

@@ -116,11 +116,16 @@ def tiny_canonical(network: str, scheme: str) -> ir.Model:
 
 
 def write_bundle(
-    module: nn.Module, spec: ModelSpec, scheme: str, folder: Path, model: CalibratedModel | None = None
+    module: nn.Module,
+    spec: ModelSpec,
+    scheme: str,
+    folder: Path,
+    model: CalibratedModel | None = None,
+    targets: list[str] | None = None,
 ) -> Path:
     """A whole bundle of a network that the command line does not know, through the toolchain's own parts."""
     model = model or calibrated(module, spec, scheme)
-    targets = ["ort"] if model.scheme.integer else TARGETS
+    targets = targets or (["ort"] if model.scheme.integer else TARGETS)
     lower(model, module, targets, folder)
     write_golden(model, module, noise(spec, 8, seed=2), folder / GOLDEN)
     write_side_files(model, spec.denormalise(noise(spec, 2)), folder)

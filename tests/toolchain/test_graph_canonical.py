@@ -10,16 +10,22 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto
 from torch import nn
 
 from calib.calibrated import CalibratedModel
 from calib.quant.families import block_names
+from calib.quant.linear import QuantLinear
 from calib.quant.surgery import products
 from tests.toolchain.nets import calibrated, digits, noise, run, serialized, spec_of, swin, vit
 from toolchain.graph import canonical_graph
+from toolchain.graph.builder import Builder
+from toolchain.graph.layers import linear, reshape
 
-SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a4", "w5a8", "w4a16", "w8a8+attn8")
+SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a4", "w5a8", "w4a16", "w4a16+g32", "w5a16+g16", "w8a8+attn8")
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: vit(global_pool="avg", reg_tokens=1),
     "swin": swin,
@@ -84,7 +90,8 @@ def check_promises(model: CalibratedModel) -> None:
         assert list(bias.dims) == [1, 1, rows]
         assert bias.data_type == TensorProto.FLOAT
         assert list(weight.dims) == [columns, rows]
-        assert list(scale.dims) == [rows]
+        assert list(scale.dims) == ([rows] if layer.group is None else [columns // layer.group, rows])
+        assert (layer.weight_scale.numpy() == onnx.numpy_helper.to_array(scale).T).all()
         assert (onnx.numpy_helper.to_array(scale) > 0).all()
         wanted = layer.weight_q.numpy().T
         if layer.weight_bits <= 4:
@@ -99,7 +106,8 @@ def check_promises(model: CalibratedModel) -> None:
         limit = 2 ** (layer.weight_bits - 1) - 1
         assert np.abs(wanted).max() <= limit
         (reader,) = [node for node in graph.node if f"{name}.weight_q" in node.input]
-        assert (reader.op_type, {a.name: a.i for a in reader.attribute}) == ("DequantizeLinear", {"axis": 1})
+        along = {"axis": 1} if layer.group is None else {"axis": 0, "block_size": layer.group}
+        assert (reader.op_type, {a.name: a.i for a in reader.attribute}) == ("DequantizeLinear", along)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -107,7 +115,7 @@ def test_promises_on_vit_digits(models: Callable[[str], CalibratedModel], scheme
     check_promises(models(scheme))
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a16+g16", "w4a8+attn8"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_promises_on_other_networks(network: str, scheme: str) -> None:
     module = NETWORKS[network]()
@@ -178,3 +186,26 @@ def test_the_graph_computes_what_the_calibrated_model_computes(
     assert made.shape == wanted.shape
     # a rounding that falls the other way somewhere inside moves the logits by far less than quantization itself
     assert np.abs(made - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3), st.sampled_from([16, 32]), st.integers(2, 8), st.integers(0, 1000))
+def test_groups_are_packed_and_come_back_as_level_times_scale(
+    rows: int, groups: int, size: int, bits: int, seed: int
+) -> None:
+    """A layer fed the unit vectors gives its weights, each of them one float32 product."""
+    generator = torch.Generator().manual_seed(seed)
+    columns, limit = groups * size, 2 ** (bits - 1) - 1
+    layer = QuantLinear(torch.zeros(rows, columns), None, bits, 16, size)
+    levels = torch.randint(-limit, limit + 1, (rows, columns), generator=generator)
+    layer.set_weights(levels, torch.rand(rows, groups, generator=generator) + 1e-3)
+    b = Builder("one", "x", (1, 1, columns))
+    model = b.finish(reshape(b, linear(b, "layer", layer, b.input, quantized=True), [-1, rows]), "y", rows)
+    held = {tensor.name: tensor for tensor in ir.serde.serialize_model(model).graph.initializer}
+    if bits <= 4:
+        assert len(held["layer.weight_q"].raw_data) == -(-rows * columns // 2)
+        assert (nibbles(held["layer.weight_q"]) == levels.numpy().T).all()
+    made = run(model, {"x": np.eye(columns, dtype=np.float32)[:, None, None]}, optimize=False)
+    slow = [[np.float32(levels[i, j]) * layer.weight_scale[i, j // size].numpy() for i in range(rows)]
+            for j in range(columns)]  # fmt: skip
+    assert np.array_equal(made, slow)

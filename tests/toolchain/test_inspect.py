@@ -15,7 +15,7 @@ import pytest
 from runtime import cli
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
-from tests.toolchain.nets import alter_graph, spec_of, swin, write_bundle
+from tests.toolchain.nets import alter_graph, spec_of, swin, vit, write_bundle
 from toolchain.inspect import inspect, main
 from toolchain.passes.match import set_constant
 
@@ -110,6 +110,18 @@ def test_weight_only_schemes_run_as_float(digits_bundle: DigitsBundle, tmp_path:
     assert not any("Integer" in row["executed_as"] for row in found["layers"])
     assert {row["activation_bits"] for row in found["layers"]} == {16}
     assert found["layers"][1]["stored_as"] == "INT4, two a byte"
+
+
+def test_groups_are_named_and_the_file_stays_small(tmp_path: Path) -> None:
+    module = vit(embed_dim=64)
+    sizes = {}
+    for scheme in ("w4a16+g32", "w8a16"):
+        bundle = write_bundle(module, spec_of(module), scheme, tmp_path / scheme, targets=["ort"])
+        sizes[scheme] = (bundle / "ort/model.onnx").stat().st_size
+    row = read(tmp_path / "w4a16+g32", tmp_path)["layers"][1]
+    assert row["stored_as"] == "INT4, two a byte, a scale for 32" and row["executed_as"] == "MatMulNBits, float32"
+    weights = 2 * 12 * 64 * 64
+    assert sizes["w8a16"] - sizes["w4a16+g32"] > 0.35 * weights  # half a byte less each, and 4 bytes more for every 32
 
 
 def test_w4_takes_about_half_of_the_weight_bytes_of_w8(digits_bundle: DigitsBundle, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ ON_TENSORRT = {
     "w4a8": {"int4-activations"},
     "w4a4": {"int4-activations"},
     "w4a16": set[str](),
+    "w8a16+g16": set[str](),
     "w8a8+attn8": {"int8-attention"},
 }
 

@@ -91,3 +91,13 @@ def test_weights_that_nobody_reads_are_not_in_the_way() -> None:
     model = from_text(TEXT.replace("int8[3, 3] v", "int4[2] unread = {1, 2}, int8[3, 3] v"))
     ExpandInt4()(model)
     assert [node.op_type for node in model.graph].count("Cast") == 1
+
+
+def test_weights_in_blocks_stay_packed() -> None:
+    model = from_text(TEXT)
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear":
+            node.attributes["block_size"] = ir.AttrInt64("block_size", 16)
+    before = ir.serde.serialize_model(model).SerializeToString()
+    assert not ExpandInt4()(model).modified
+    assert ir.serde.serialize_model(model).SerializeToString() == before

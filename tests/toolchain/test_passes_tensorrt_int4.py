@@ -72,14 +72,16 @@ def test_widen_ensures() -> None:
         WidenInt4().ensures(from_text(INTEGER))
 
 
-@given(st.sampled_from([16, 32, 48, 64, 96, 128, 192, 256]))
-def test_blocks_give_the_same_numbers(inputs: int) -> None:
+@given(st.sampled_from([16, 32, 48, 64, 96, 128, 192, 256]), st.sampled_from([(128, 64), (128, 64, 32, 16)]))
+def test_blocks_give_the_same_numbers(inputs: int, sizes: tuple[int, ...]) -> None:
+    if inputs % min(sizes):
+        return
     model = weight_only(inputs)
     before = run(model, x(inputs), optimize=False)
-    assert BlockInt4()(model).modified
+    assert BlockInt4(sizes)(model).modified
     weight = next(node for node in model.graph if node.name == "weight")
     block = weight.attributes.get_int("block_size")
-    assert inputs % block == 0 and block == max(size for size in (16, 32, 64, 128) if inputs % size == 0)
+    assert inputs % block == 0 and block == max(size for size in sizes if inputs % size == 0)
     assert weight.attributes.get_int("axis") == 0
     assert list(model.graph.initializers["ws"].shape) == [inputs // block, 6]
     assert model.graph.initializers["w"].dtype == ir.DataType.INT4
@@ -97,8 +99,21 @@ def test_weights_that_no_block_divides_become_int8() -> None:
     assert (run(model, x(20), optimize=False) == before).all()
 
 
+def test_where_they_are_not_to_be_widened_they_stay() -> None:
+    model = weight_only(20)
+    before = serialized(model)
+    assert not BlockInt4(widen=False)(model).modified
+    assert serialized(model) == before
+
+
+def test_blocks_are_for_products_with_floats() -> None:
+    model = from_text(INTEGER.replace("[B, 4]", "[B, 16]").replace("int4[4, 3]", "int4[16, 3]").replace(
+        "{7, -6, 5, -4, 3, -2, 1, 0, -7, 6, -5, 4}", "{" + ", ".join(["1"] * 48) + "}"))  # fmt: skip
+    assert not BlockInt4((16,))(model).modified
+
+
 def test_blocks_are_made_once() -> None:
-    model = weight_only(32)
+    model = weight_only(64)
     BlockInt4()(model)
     before = serialized(model)
     assert not BlockInt4()(model).modified

@@ -17,6 +17,7 @@ from runtime.backends.openvino import OpenVinoEngine, OpenVinoOptions, compiled_
 from runtime.backends.openvino_nodes import ExecutedNode, executed_nodes
 from runtime.bundle import Bundle
 from runtime.onnx_wire import with_extra_outputs
+from runtime.parity import sqnr_db
 from tests.conftest import NO_OPENVINO
 from tests.toolchain.nets import calibrated, from_text, noise, run, serialized, spec_of, swin, vit
 from toolchain.graph import canonical_graph
@@ -74,14 +75,15 @@ def test_lowering_adds_casts_and_nothing_else() -> None:
     assert {name: extra for name, extra in count.items() if extra} == {"Cast": 9}
 
 
-def test_weight_only_schemes_keep_int4_packed() -> None:
+@pytest.mark.parametrize("scheme", ["w4a16", "w4a16+g16", "w3a16+attn8+g32"])
+def test_weight_only_schemes_keep_int4_packed(scheme: str) -> None:
     module = vit()
-    dialect = openvino.lower(canonical_graph(calibrated(module, spec_of(module), "w4a16")))
+    dialect = openvino.lower(canonical_graph(calibrated(module, spec_of(module), scheme)))
     assert "Cast" not in {node.op_type for node in dialect.graph}
     assert any(value.dtype == ir.DataType.INT4 for value in dialect.graph.initializers.values())
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16", "w4a16+g16"])
 def test_dialect_and_canonical_give_the_same_bits(scheme: str) -> None:
     module = vit(global_pool="avg", reg_tokens=1)
     spec = spec_of(module)
@@ -152,3 +154,19 @@ def test_exposed_taps_leave_the_kernels_and_the_bits_as_they_are(digits_bundle: 
     assert (same == logits).all()
     engine = OpenVinoEngine.open(bundle, threads=1)
     assert (engine.run(bundle.golden().images) == logits).all()
+
+
+def test_groups_stay_packed_in_the_compiled_model() -> None:
+    pytest.importorskip("openvino", reason=NO_OPENVINO)
+    module = vit()
+    spec = spec_of(module)
+    model = calibrated(module, spec, "w4a16+g16")
+    images = noise(spec, 2, seed=7)
+    loaded = load(serialized(openvino.lower(canonical_graph(model))), where="test")
+    loaded.reshape({"images": list(images.shape)})
+    compiled = compiled_model(loaded, properties(1, OpenVinoOptions()), where="test")
+    made = np.array(compiled({"images": images.numpy()})["logits"])
+    assert sqnr_db(model.logits(images).numpy(), made) > 80
+    kinds = Counter(op.get_output_element_type(0).get_type_name() for op in compiled.get_runtime_model().get_ops()
+                    if op.get_rt_info()["layerType"].astype(str) == "Const")  # fmt: skip
+    assert kinds["i4"] == 2 * 4 + 1  # every linear layer but the patch embedding

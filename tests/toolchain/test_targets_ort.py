@@ -147,7 +147,7 @@ def test_every_linear_of_a_tiny_swin_is_an_integer_kernel(scheme: str) -> None:
     assert not found.fallbacks
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16", "w4a16+g16", "w4a8+attn8"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_canonical_and_dialect_give_the_same_logits(scheme: str, batch: int) -> None:
     module = vit(global_pool="avg", reg_tokens=1)
@@ -157,13 +157,13 @@ def test_canonical_and_dialect_give_the_same_logits(scheme: str, batch: int) -> 
     wanted = run(canonical, images, optimize=False)
     dialect = ort.lower(canonical)
     made = [run(dialect, images, optimize=False)]
-    if not scheme.endswith("a16"):  # the next test
+    if "a16" not in scheme:  # the next test
         made.append(run(dialect, images, optimize=True))
     for logits in made:
         assert np.abs(logits - wanted).max() < 2e-3 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("scheme", ["w4a16", "w8a16"])
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a16", "w3a16+g16", "w4a16+g32", "w6a16+g32"])
 def test_weight_only_schemes_keep_float_activations_in_the_engine(scheme: str) -> None:
     """By default ORT's MatMulNBits quantizes its float input to 8 bits; the runtime's session must say otherwise."""
     module = vit()
@@ -173,6 +173,44 @@ def test_weight_only_schemes_keep_float_activations_in_the_engine(scheme: str) -
     wanted = run(canonical, images, optimize=False)
     engine = make_session(serialized(ort.lower(canonical)), threads=1)
     assert np.abs(engine.run(None, images)[0] - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def nbits(model: bytes) -> list[tuple[int, int]]:
+    """Bits and block size of every MatMulNBits that ONNX Runtime's optimizer makes, in order."""
+    found = [node.integers for node in read_graph(optimized_bytes(model)).nodes if node.op_type == "MatMulNBits"]
+    return [(node["bits"][0], node["block_size"][0]) for node in found]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "blocks"),
+    [
+        ("w4a16", {32: 32, 128: 128}),
+        ("w4a16+g16", {32: 16, 128: 16}),
+        ("w2a16+g32", {32: 32, 128: 32}),
+        ("w4a16+attn8+g16", {32: 16, 128: 16}),
+    ],
+)
+def test_four_bit_weights_beside_floats_are_packed_in_the_engine_too(scheme: str, blocks: dict[int, int]) -> None:
+    """Widths 32 and, in fc2, 128. The numbers are the canonical graph's, whatever blocks they are stored in."""
+    module = vit()
+    spec = spec_of(module)
+    canonical = canonical_graph(calibrated(module, spec, scheme))
+    dialect = ort.lower(canonical)
+    assert "Cast" not in {node.op_type for node in dialect.graph}
+    images = {"images": noise(spec, 3, seed=7).numpy()}
+    assert (run(dialect, images, optimize=False) == run(canonical, images, optimize=False)).all()
+    widths = [32, 32, 32, 128] * 2 + [32]
+    found = nbits(serialized(dialect))
+    if not found:
+        pytest.skip("this ONNX Runtime has no MatMulNBits for these weights on this machine")
+    assert [pair for pair in found if pair[0] == 4] == [(4, blocks[width]) for width in widths]
+
+
+def test_weights_that_no_block_divides_keep_the_cast() -> None:
+    module = vit(embed_dim=24)
+    dialect = ort.lower(canonical_graph(calibrated(module, spec_of(module), "w4a16")))
+    count = Counter(node.op_type for node in dialect.graph)
+    assert count["Cast"] == 2 * 3 + 1  # fc2 has 96 inputs, in blocks of 32
 
 
 def test_the_dialect_keeps_names_that_the_manifest_speaks_of() -> None:

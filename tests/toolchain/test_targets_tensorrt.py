@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,9 +21,9 @@ from runtime.bundle import Bundle
 from runtime.kernels.in_onnx import written_out
 from runtime.parity import sqnr_db
 from runtime.rungs import Rung, levels_apart, open_rung
-from tests.toolchain.nets import TINY, noise, run, serialized, spec_of, tiny_canonical
+from tests.toolchain.nets import TINY, calibrated, noise, run, serialized, spec_of, tiny_canonical, vit
 from toolchain.build import main
-from toolchain.graph import float_graph
+from toolchain.graph import canonical_graph, float_graph
 from toolchain.lint import read
 from toolchain.passes.match import linears, set_constant
 from toolchain.rules import findings
@@ -30,6 +31,7 @@ from toolchain.targets import ort, tensorrt
 from toolchain.targets.tensorrt import TensorRtOptions
 
 SCHEMES = ["w8a8", "w4a8", "w4a16", "w4a4", "w3a8", "w8a8+attn8"]
+WIDE: dict[str, Any] = {"embed_dim": 128, "depth": 1}
 HALF, BRAIN, FULL = TensorRtOptions("fp16"), TensorRtOptions("bf16"), TensorRtOptions("fp32")
 KERNELS = TensorRtOptions(kernels="on")
 FLOATS = {HALF: ir.DataType.FLOAT16, BRAIN: ir.DataType.BFLOAT16, FULL: ir.DataType.FLOAT}
@@ -160,6 +162,20 @@ def test_a_scheme_without_quantizers_has_nothing_for_the_kernels() -> None:
 def test_the_kernels_exclude_other_types(other: dict[str, str]) -> None:
     with pytest.raises(IntvitError, match="kernels=on goes with precision=fp16 and quantizers=int8 only"):
         TensorRtOptions.parse({"kernels": "on", **other})
+
+
+@pytest.mark.parametrize(("scheme", "block"), [("w4a16+g64", 64), ("w3a16+g128", 128), ("w4a16", 128)])
+def test_calibrated_groups_are_its_blocks(scheme: str, block: int) -> None:
+    module = vit(**WIDE)
+    spec = spec_of(module)
+    canonical = canonical_graph(calibrated(module, spec, scheme))
+    dialect = tensorrt.lower(canonical, FULL)
+    feeds = {"images": noise(spec, 2, seed=7).numpy()}
+    assert (run(dialect, feeds, optimize=False) == run(canonical, feeds, optimize=False)).all()
+    four = [node for node in dialect.graph if node.op_type == "DequantizeLinear"
+            and node.inputs[0].dtype == ir.DataType.INT4]  # fmt: skip
+    assert [node.attributes.get_int("block_size") for node in four] == [block] * 5
+    assert findings(tensorrt.lower(canonical), "tensorrt") == []
 
 
 def test_the_twin_is_the_float_network_in_fp16(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from benches.trt_plans import CAPABILITIES, MODELS, SCHEMES, TWIN, graph, plan_bytes, rows_of
 from calib.models import load
 from runtime.errors import IntvitError
-from tests.toolchain.nets import TINY, calibrated, digits, serialized, spec_of, tiny_canonical
+from tests.toolchain.nets import TINY, calibrated, digits, serialized, spec_of, tiny_canonical, vit
 from tests.toolchain.rules.engines import refusal
 from toolchain.graph import canonical_graph, float_graph
 from toolchain.passes.match import set_constant
@@ -24,6 +24,16 @@ from toolchain.targets.tensorrt import TensorRtOptions
 @pytest.mark.parametrize("network", TINY)
 def test_canonical_graphs_are_built(network: str, scheme: str) -> None:
     assert refusal(tiny_canonical(network, scheme)) == ""
+
+
+def test_groups_are_built_and_stay_four_bits_wide() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'intvit[rtx]'")
+    module = vit(embed_dim=256, depth=1)
+    sizes = {}
+    for scheme in ("w4a16+g64", "w8a16+g64"):
+        made = tensorrt.lower(canonical_graph(calibrated(module, spec_of(module), scheme, images=1)))
+        sizes[scheme] = plan_bytes(serialized(made), "8.9")
+    assert sizes["w8a16+g64"] - sizes["w4a16+g64"] > 0.4 * 12 * 256 * 256
 
 
 @pytest.mark.parametrize("network", TINY)

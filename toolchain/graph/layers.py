@@ -1,7 +1,8 @@
 """Linear layers, LayerNorm and attention as graph nodes; the quantized form is canonical QDQ.
 
 Canonical means: opset 21, one float dtype, QuantizeLinear and DequantizeLinear with zero point 0, weights [K, N] with
-one scale per output channel (axis 1), 4-bit weights as INT4 initializers, bias as (1, 1, N). A zero point that
+one scale per output channel (axis 1) or, with groups, per block along axis 0, 4-bit weights as INT4 initializers, bias
+as (1, 1, N). A zero point that
 calibration chose is a shift here: ``Sub`` before the quantizer and ``W c`` in the bias (docs/numerics.md).
 """
 
@@ -76,8 +77,9 @@ def _quantize(b: Builder, site: str, quantizer: ActQuantizer, x: ir.Value) -> ir
 
 
 def _weight(b: Builder, site: str, layer: QuantLinear) -> ir.Value:
-    scale = b.const(f"{site}.weight_scale", array(layer.weight_scale))
-    return b.op("DequantizeLinear", [_stored(b, site, layer), scale], {"axis": 1}, dtype=ir.DataType.FLOAT)
+    scale = b.const(f"{site}.weight_scale", array(layer.weight_scale).T)
+    along = {"axis": 1} if layer.group is None else {"axis": 0, "block_size": layer.group}
+    return b.op("DequantizeLinear", [_stored(b, site, layer), scale], along, dtype=ir.DataType.FLOAT)
 
 
 def _stored(b: Builder, site: str, layer: QuantLinear) -> ir.Value:

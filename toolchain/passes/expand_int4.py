@@ -10,7 +10,10 @@ import onnx_ir as ir
 
 
 class ExpandInt4(ir.passes.InPlacePass):
-    """DequantizeLinear(INT4 initializer) becomes DequantizeLinear(Cast(INT4 initializer -> INT8))."""
+    """DequantizeLinear(INT4 initializer) becomes DequantizeLinear(Cast(INT4 initializer -> INT8)), but for blocks.
+
+    Weights in blocks meet float activations, and stay packed in the engine too.
+    """
 
     def requires(self, model: ir.Model) -> None:
         """INT4 initializers feed DequantizeLinear and nothing else."""
@@ -35,15 +38,17 @@ class ExpandInt4(ir.passes.InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """INT4 initializers feed Cast and nothing else."""
         for value in _int4(model):
-            if any(use.node.op_type != "Cast" for use in value.uses()):
+            if not all(_settled(use.node) for use in value.uses()):
                 raise ir.passes.PostconditionError(f"INT4 tensor {value.name} is still dequantized directly")
 
 
 def _int4(model: ir.Model) -> list[ir.Value]:
-    """INT4 initializers that are read, but for those that a Cast widens to INT8 already."""
+    """INT4 initializers that are read, but for those in blocks and those that a Cast widens to INT8 already."""
     values = (value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT4)
-    return [value for value in values if not all(_widens(use.node) for use in value.uses())]
+    return [value for value in values if not all(_settled(use.node) for use in value.uses())]
 
 
-def _widens(node: ir.Node) -> bool:
+def _settled(node: ir.Node) -> bool:
+    if node.op_type == "DequantizeLinear":
+        return node.attributes.get_int("block_size", 0) > 0
     return node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.INT8.value

@@ -23,6 +23,8 @@ RULES: tuple[Rule, ...] = (
     scales.weight_axis,
     scales.activation_per_channel,
     scales.block_activations,
+    scales.block_size_documented,
+    scales.block_short,
     bias.bias_int32,
     bias.bias_shape,
     bias.gemm_bias,

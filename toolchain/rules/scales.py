@@ -10,11 +10,14 @@ import onnx_ir as ir
 from toolchain.passes.match import constant
 from toolchain.rules.graph import (
     DEQUANTIZE,
+    FOUR_BITS,
     QUANTIZE,
     axis_of,
     block_size,
     foldable,
     given,
+    integer_type,
+    integers,
     nodes,
     vector,
     weights,
@@ -134,6 +137,40 @@ def block_activations(model: ir.Model) -> Iterator[Hit]:
     for product, _, dequantize in weights(model):
         if product.integer and block_size(dequantize):
             yield Hit(dequantize, f"it has a scale for every {block_size(dequantize)} weights")
+
+
+@rule(
+    "block-size",
+    "4-bit weights in blocks of another size than 64 or 128",
+    next="group 64 or 128 input channels, or store the weights as INT8",
+    tensorrt=error(
+        "TensorRT documents 64 and 128 alone for INT4 ('Quantization Schemes', TensorRT 11); TensorRT-RTX 1.7.1 builds "
+        "others without a word, so this shows on the device only"
+    ),
+)
+def block_size_documented(model: ir.Model) -> Iterator[Hit]:
+    """INT4 in blocks of other sizes whose product has a float activation."""
+    for product, _, dequantize in weights(model):
+        size = block_size(dequantize)
+        if size and size not in (64, 128) and integer_type(dequantize) in FOUR_BITS and not product.integer:
+            yield Hit(dequantize, f"it has a scale for every {size} weights")
+
+
+@rule(
+    "block-short",
+    "a last block of weights that is shorter than the others",
+    next="take a block size that divides the input channels",
+    openvino=error("reading the model fails: 'FrontEnd API failed' (OpenVINO 2026.4.1)"),
+)
+def block_short(model: ir.Model) -> Iterator[Hit]:
+    """A weight whose blocks do not divide the axis they lie along."""
+    for _, _, dequantize in weights(model):
+        size, values = block_size(dequantize), integers(dequantize)
+        axis = axis_of(dequantize, dequantize.inputs[0])
+        if not size or values is None or axis is None or not 0 <= axis < values.ndim:
+            continue
+        if values.shape[axis] % size:
+            yield Hit(dequantize, f"blocks of {size} in {values.shape[axis]} weights")
 
 
 def _dtype(value: ir.Value | None) -> ir.DataType | None:

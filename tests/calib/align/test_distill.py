@@ -80,6 +80,18 @@ def test_an_untouched_layer_commits_what_it_computes() -> None:
     assert int(plain.weight_q.abs().amax(1).min()) == 7, "every row's largest weight is at the last level"
 
 
+def test_the_scale_of_every_group_follows_its_largest_weight() -> None:
+    torch.manual_seed(0)
+    part = LsqLinear(QuantLinear(torch.randn(6, 32), torch.randn(6), 3, 16, group=16))
+    x = torch.randn(4, 32)
+    wanted = part(x)
+    wanted.square().sum().backward()
+    assert part.weight.grad is not None and (part.weight.grad != 0).all()
+    plain = part.commit()
+    assert torch.allclose(plain.integer_output(x), wanted.detach(), atol=1e-5)
+    assert plain.weight_q.unflatten(1, (2, 16)).abs().amax(2).eq(3).all()
+
+
 def test_lsq_scales_the_steps_gradient_by_the_count_of_values_and_levels() -> None:
     torch.manual_seed(0)
     part = LsqLinear(layer())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -86,6 +86,26 @@ def test_a_diagonal_correction_moves_no_integer() -> None:
     quantize_layer(layer, SITE, LayerRows(rows, split, wanted), config, torch.Generator().manual_seed(1))
     assert torch.equal(layer.weight_q, plain.weight_q)
     assert not torch.allclose(layer.weight_scale, plain.weight_scale, rtol=0.1)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_groups_of_a_layer(rounding: Literal["nearest", "gptq"]) -> None:
+    """A scale for every 8 of 24 inputs rounds better than one for all; a diagonal correction multiplies them alike."""
+    made = {}
+    for group in (None, 8):
+        layer, rows, split = problem()
+        weight = layer.weight * torch.tensor([1.0, 4.0, 0.25]).repeat_interleave(8)
+        layer = QuantLinear(weight, layer.bias, 3, 16, group)
+        made[group] = quantize(layer, rows, split, rounding=rounding, correction=NONE)["error"]
+    assert made[8] < 0.7 * made[None]
+    kept = layer.weight_q.clone(), layer.weight_scale.clone()
+    assert kept[1].shape == (16, 3)
+    wanted = torch.nn.functional.linear(rows, layer.weight, layer.bias) * 1.5
+    config = LayerConfig(rounding=rounding, correction=CorrectionConfig("diag", "float"))
+    quantize_layer(layer, SITE, LayerRows(rows, split, wanted), config, torch.Generator().manual_seed(1))
+    assert torch.equal(layer.weight_q, kept[0])
+    gain = layer.weight_scale / kept[1]
+    assert torch.allclose(gain, gain[:, :1].expand(-1, 3)) and (gain > 1.1).all()
 
 
 def test_the_range_covers_every_row() -> None:

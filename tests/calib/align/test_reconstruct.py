@@ -57,7 +57,7 @@ def error_on(piece: Segment, inputs: Tensor, wanted: Tensor, images: Tensor) -> 
 
 
 @pytest.mark.parametrize(("make", "side"), [(tiny_vit, VIT_SIDE), (tiny_swin, SWIN_SIDE)])
-@pytest.mark.parametrize("scheme", ["w3a8", "w4a4", "w3a16", "w3a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w3a8", "w4a4", "w3a16", "w3a16+g16", "w3a8+attn8"])
 def test_a_block_comes_closer_on_images_it_never_saw(make: Any, side: int, scheme: str) -> None:
     student, block, inputs, wanted, split = block_of(make, side, scheme)
     before = error_on(block, inputs, wanted, split.held)

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.align.rounding import relative_error, search_rounding, token_importance, weight_limit
+from calib.align.rounding import (
+    extreme_rounding,
+    extreme_scale,
+    nearest,
+    relative_error,
+    search_rounding,
+    token_importance,
+    weight_limit,
+)
 
 BITS = st.integers(2, 8)
 
@@ -126,3 +134,40 @@ def test_relative_error_counts_every_token_alike() -> None:
 
 def test_relative_error_of_silence_is_a_number() -> None:
     assert relative_error(torch.zeros(3, 2), torch.zeros(3, 2)) == 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 4, 16]), BITS)
+def test_a_group_is_rounded_as_a_row_of_its_own(seed: int, rows: int, groups: int, size: int, bits: int) -> None:
+    weight, importance = problem(seed, rows, groups * size)
+    levels, scale = search_rounding(weight, bits, importance, group=size)
+    extreme, largest = extreme_rounding(weight, bits, size)
+    assert scale.shape == largest.shape == (rows, groups) and torch.equal(largest, extreme_scale(weight, bits, size))
+    for g in range(groups):
+        part = slice(g * size, (g + 1) * size)
+        own, step = search_rounding(weight[:, part], bits, importance[part])
+        assert torch.equal(levels[:, part], own) and torch.equal(scale[:, g], step)
+        own, step = extreme_rounding(weight[:, part], bits)
+        assert torch.equal(extreme[:, part], own) and torch.equal(largest[:, g], step)
+    assert torch.equal(nearest(weight, scale, bits), levels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), BITS)
+def test_one_group_of_all_channels_changes_no_bit(seed: int, bits: int) -> None:
+    weight, importance = problem(seed, 5, 48)
+    for plain, grouped in (
+        (search_rounding(weight, bits, importance), search_rounding(weight, bits, importance, group=48)),
+        (extreme_rounding(weight, bits), extreme_rounding(weight, bits, 48)),
+    ):
+        assert torch.equal(plain[0], grouped[0]) and torch.equal(plain[1][:, None], grouped[1])
+
+
+def test_smaller_groups_round_better() -> None:
+    weight, _ = problem(0, 32, 128)
+    errors = []
+    for group in (None, 64, 16):
+        levels, scale = search_rounding(weight, 3, torch.ones(128), group=group)
+        steps = scale[:, None] if group is None else scale.repeat_interleave(group, 1)
+        errors.append(float((weight - levels * steps).square().sum()))
+    assert errors[0] > 1.2 * errors[1] > 1.44 * errors[2]

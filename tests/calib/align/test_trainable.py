@@ -65,6 +65,32 @@ def test_what_was_learned_is_what_the_plain_layer_does_afterwards(act_bits: int)
     assert torch.allclose(made.commit()(inputs(3)), expected, rtol=1e-5, atol=1e-5)
 
 
+def grouped_layer() -> QuantLinear:
+    generator = torch.Generator().manual_seed(2)
+    layer = QuantLinear(torch.randn(5, 12, generator=generator), torch.randn(5, generator=generator), 3, 16, group=4)
+    layer.set_weights(*search_rounding(layer.weight, 3, torch.ones(12), group=4))
+    layer.quantized = True
+    return layer
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_scale_of_every_group_learns(absolute: bool) -> None:
+    x = torch.randn(9, 12, generator=torch.Generator().manual_seed(5))
+    layer = grouped_layer()
+    expected = layer(x)
+    made = TrainableLinear(layer, unit=0.5, absolute=absolute)
+    assert torch.allclose(made(x), expected, rtol=1e-5, atol=1e-5)
+    made(x).square().sum().backward()
+    assert made.log_weight_step.grad is not None and made.log_weight_step.grad.shape == (5, 3)
+    assert (made.log_weight_step.grad != 0).all() and made.latent.grad is not None and made.latent.grad.any()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7))
+    made.project()
+    expected = made(x).detach()
+    assert torch.allclose(made.commit()(x), expected, rtol=1e-5, atol=1e-5)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([2, 4, 8]), st.integers(-3, 3))
 def test_the_step_has_the_published_gradient(seed: int, bits: int, zero: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from calib.quant.linear import QuantLinear, QuantPatchConv, patches
+from calib.quant.linear import QuantLinear, QuantPatchConv, patches, per_weight
 
 
 def drawn(rows: int, columns: int, bits: int = 8, act_bits: int = 8, seed: int = 0, bias: bool = True) -> QuantLinear:
@@ -156,3 +156,38 @@ def test_patches_are_channel_first_then_row_then_column() -> None:
         for index, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
             piece = x[image, :, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3]
             assert torch.equal(found[image, index], piece.flatten())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 5), st.sampled_from([1, 16, 32]), st.integers(2, 8), st.integers(0, 1000))
+def test_every_weight_of_a_group_is_its_level_times_its_scale(
+    rows: int, groups: int, size: int, bits: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    limit, columns = 2 ** (bits - 1) - 1, groups * size
+    layer = QuantLinear(torch.zeros(rows, columns), torch.randn(rows, generator=generator), bits, 16, size)
+    levels = torch.randint(-limit, limit + 1, (rows, columns), generator=generator)
+    layer.set_weights(levels, torch.rand(rows, groups, generator=generator) + 1e-3)
+    layer.quantized = True
+    slow = np.zeros((rows, columns), np.float32)
+    for i in range(rows):
+        for j in range(columns):
+            slow[i, j] = np.float32(levels[i, j]) * layer.weight_scale[i, j // size].numpy()
+    assert np.array_equal((layer.weight_q * per_weight(layer.weight_scale, columns)).numpy(), slow)
+    x = torch.randn(3, columns, generator=generator)
+    assert torch.equal(layer(x), F.linear(x, torch.from_numpy(slow), layer.bias))
+
+
+def test_one_group_is_one_scale_a_channel() -> None:
+    plain = drawn(6, 32, 4, act_bits=16)
+    grouped = QuantLinear(plain.weight, plain.bias, 4, 16, group=32)
+    grouped.set_weights(plain.weight_q, plain.weight_scale[:, None])
+    grouped.quantized = True
+    x = torch.randn(5, 32)
+    assert torch.equal(grouped(x), plain(x))
+
+
+@pytest.mark.parametrize(("columns", "act_bits"), [(24, 16), (32, 8)])
+def test_groups_need_whole_groups_and_a_float_input(columns: int, act_bits: int) -> None:
+    with pytest.raises(ValueError, match=f"no groups of 16 in {columns} channels with {act_bits}-bit"):
+        QuantLinear(torch.zeros(4, columns), None, 4, act_bits, group=16)

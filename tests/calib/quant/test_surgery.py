@@ -135,6 +135,25 @@ def test_order_of_quantizers() -> None:
     assert len(weight_only) == 2 * 4 and all(".attn." in name for name in weight_only)
 
 
+def test_groups_are_of_every_layer_but_the_patch_embedding() -> None:
+    layers = linears(prepare(tiny_vit(), parse("w4a16+g16")))
+    for name, layer in layers.items():
+        grouped = name != "patch_embed.proj"
+        assert layer.group == (16 if grouped else None)
+        wide = (layer.out_features, layer.in_features // 16) if grouped else (layer.out_features,)
+        assert layer.weight_scale.shape == wide
+
+
+def test_groups_that_do_not_divide_are_refused_with_those_that_do() -> None:
+    with pytest.raises(IntvitError, match="groups of 128 do not divide the 32 input channels of ") as caught:
+        prepare(tiny_vit(), parse("w4a16+g128"))
+    error = complete(caught.value)
+    assert error.what.endswith("blocks.0.attn.qkv") and error.next == "sizes that fit: +g16, +g32"
+    with pytest.raises(IntvitError, match="24 input channels") as caught:
+        prepare(tiny_vit(embed_dim=24), parse("w3a16+g16"))
+    assert complete(caught.value).next == "build --bits w3a16"
+
+
 def refusal(model: Any) -> IntvitError:
     with pytest.raises(IntvitError, match="parts that cannot be lowered") as caught:
         prepare(model, W4A8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.toolchain.nets import calibrated, spec_of, vit
 from tests.toolchain.rules import engines
 from tests.toolchain.rules.planted import (
     BLOCKS,
@@ -26,6 +27,7 @@ from tests.toolchain.rules.planted import (
     steps,
     swap,
 )
+from toolchain.graph import canonical_graph
 from toolchain.rules import TARGETS, findings
 
 OWN_SCALE = ("(x, s, z)", "(x, t, z)"), ("(xq, s, z)", "(xq, t, z)"), (SCALE, "float t = {0.02}")
@@ -147,6 +149,14 @@ CASES = [
         onnxruntime="float",
         openvino="float",
     ),
+    Case("16", "block-size", "weight", swap(WEIGHT_ONLY, other_type("int4"), *BLOCKS), tensorrt=""),
+    Case(
+        "24 in 32",
+        "block-short",
+        "weight",
+        swap(WEIGHT_ONLY, *BLOCKS, (f"block_size = {SIZE // 2}", "block_size = 24")),
+        openvino="refused",
+    ),
 ]
 
 
@@ -183,9 +193,12 @@ def test_a_quantizer_of_another_type_than_its_scale_is_found() -> None:
 
 def test_int4_blocks_without_quantized_activations_are_fine() -> None:
     model = Case("", "", "", swap(WEIGHT_ONLY, other_type("int4"), *BLOCKS)).model()
-    for target in TARGETS:
+    for target in ("ort", "openvino"):
         assert findings(model, target) == []
-    assert engines.tensorrt(model) == ""
+    canonical = canonical_graph(calibrated(vit(embed_dim=64, depth=1), spec_of(vit()), "w4a16+g64", images=1))
+    for target in TARGETS:
+        assert findings(canonical, target) == []
+    assert engines.tensorrt(canonical) == ""
 
 
 def test_scales_computed_from_constants_are_constants() -> None:
