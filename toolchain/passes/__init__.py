@@ -5,7 +5,9 @@ from toolchain.passes.block_int4 import BlockInt4
 from toolchain.passes.compute_dtype import ComputeDtype
 from toolchain.passes.expand_int4 import ExpandInt4
 from toolchain.passes.float8 import Float8
+from toolchain.passes.quantize_first import QuantizeFirst
 from toolchain.passes.shift_to_zero_point import ShiftToZeroPoint
+from toolchain.passes.unit_step import UnitStep
 from toolchain.passes.unsigned_left import UnsignedLeft
 from toolchain.passes.widen_int4 import WidenInt4
 
@@ -15,7 +17,9 @@ __all__ = [
     "ComputeDtype",
     "ExpandInt4",
     "Float8",
+    "QuantizeFirst",
     "ShiftToZeroPoint",
+    "UnitStep",
     "UnsignedLeft",
     "WidenInt4",
 ]
