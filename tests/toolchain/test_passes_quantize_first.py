@@ -89,8 +89,10 @@ def test_a_move_with_another_reader_stays_before() -> None:
 
 def test_a_step_a_channel_is_a_precondition_failure() -> None:
     front = MOVED + "  [q] u_q = QuantizeLinear<axis = 2>(f, steps, zeros)"
-    source = text(front).replace("int8 zero", "float[8] steps = {1,1,1,1,1,1,1,1}, int8[8] zeros = {0,0,0,0,0,0,0,0}, int8 zero")
+    source = text(front).replace(
+        "int8 zero", "float[8] steps = {1,1,1,1,1,1,1,1}, int8[8] zeros = {0,0,0,0,0,0,0,0}, int8 zero"
+    )
     model = from_text(source)
     with pytest.raises(ir.passes.PreconditionError, match="single constant step"):
         QuantizeFirst()(model)
-    assert [node.name for node in model.graph][0] == "turn"
+    assert next(node.name for node in model.graph) == "turn"

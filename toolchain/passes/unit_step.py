@@ -1,12 +1,12 @@
 """The step of a scaled and shifted quantizer goes into the numbers before it: round, and nothing to divide.
 
     Mul r    -> Sub c  -> [Clip low, high]   -> Q(s) -> DQ(s)
-    Mul r/s  -> Sub k  -> [Clip of levels]   -> Q(1) -> DQ(s)        k = c/s, a whole number
+    Mul r/s  -> Sub k  -> [Clip of levels]   -> Q(1) -> DQ(s)        k = c/s, a whole number, by channel
 
-The two differ in how float32 rounds (r x - c) / s, no more. For OpenVINO, whose product then writes int8 through two
-additions and multiplications by channel; a uniform shift and a step it turns into one scalar operation that takes
-longer (docs/decisions/0022-openvino-epilogue.md). It merges a shift that is the same in every channel, so the first
-channel's is the next float32 away from 0: at most 2^-16 of a level more.
+The two differ in how float32 rounds (r x - c) / s, no more. For OpenVINO, whose product writes int8 itself: a
+multiplication and a subtraction by channel are then all that follows GELU. A shift that is the same in every channel it
+would merge with the quantizer into a scalar operation that takes longer, so the first channel's is the next float32
+away from 0, at most 2^-16 of a level (docs/decisions/0022-openvino-epilogue.md).
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def _rewrite(graph: ir.Graph, match: _Scaled) -> None:
     shift, step = match.shift, np.float32(match.shift.scale)
     factors = constant(match.mul.inputs[1])
     assert factors is not None
+    _own(graph, match.mul, 1, factors / step)
     levels = np.full(factors.shape, round(shift.shift / shift.scale), np.float32)
     levels[0] = np.nextafter(levels[0], np.float32(np.copysign(np.inf, levels[0])))
-    _own(graph, match.mul, 1, factors / step)
     _own(graph, shift.sub, 1, levels)
     for index in (1, 2) if shift.clip is not None else ():
         assert shift.clip is not None
