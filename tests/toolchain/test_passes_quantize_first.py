@@ -87,6 +87,13 @@ def test_a_move_with_another_reader_stays_before() -> None:
     assert [node.name for node in model.graph if node.name in ("turn", "flat", "q")] == ["turn", "q", "flat"]
 
 
+def test_it_may_be_asked_to_leave_some() -> None:
+    model = from_text(text(PLAIN))
+    asked: list[str | None] = []
+    assert not QuantizeFirst(lambda source: asked.append(source.name) is not None)(model).modified
+    assert set(asked) == {"x"}
+
+
 def test_a_step_a_channel_is_a_precondition_failure() -> None:
     front = MOVED + "  [q] u_q = QuantizeLinear<axis = 2>(f, steps, zeros)"
     source = text(front).replace(

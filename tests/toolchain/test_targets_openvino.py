@@ -74,15 +74,24 @@ def test_lowering_adds_casts_and_no_other_node() -> None:
     assert {name: extra for name, extra in count.items() if extra} == {"Cast": 9}
 
 
-def test_what_attention_gives_is_quantized_before_it_is_transposed() -> None:
-    module = swin()
+@pytest.mark.parametrize(("make", "blocks", "early"), [(vit, 2, 2), (swin, 4, 2)])
+def test_what_one_kernel_of_attention_gives_is_quantized_before_it_is_transposed(
+    make: Callable[[], nn.Module], blocks: int, early: int
+) -> None:
+    """Not in Swin's shifted windows, every second block: their second product is a kernel of its own."""
+    module = make()
     dialect = openvino.lower(canonical_graph(calibrated(module, spec_of(module), "w8a8")))
-    products = {"attn.proj": "MatMul", "attn.qkv": "LayerNormalization"}
-    for end, maker in products.items():
-        found = [node for node in dialect.graph if node.name.endswith(f"{end}/QuantizeLinear")]
-        sources = [node.inputs[0].producer() for node in found if node.inputs[0] is not None]
-        assert len(found) == 4
-        assert [node.op_type for node in sources if node is not None].count(maker) == (4 if maker == "MatMul" else 2)
+    made: dict[str, list[str]] = {"attn.proj": [], "attn.qkv": [], "patch_embed.proj": []}
+    for node in dialect.graph:
+        site = node.name.removesuffix("/QuantizeLinear")
+        for end, makers in made.items():
+            if node.name != site and site.endswith(end) and node.inputs[0] is not None:
+                producer = node.inputs[0].producer()
+                makers.append("" if producer is None else producer.op_type)
+    assert len(made["attn.proj"]) == len(made["attn.qkv"]) == blocks
+    assert made["attn.proj"].count("MatMul") == early
+    assert made["patch_embed.proj"] == [""]  # the images themselves
+    assert set(made["attn.qkv"]) <= {"LayerNormalization", "Reshape"}
 
 
 def test_weight_only_schemes_keep_int4_packed() -> None:

@@ -6,6 +6,8 @@ four, and the quantizer stands beside the arithmetic that makes its input, where
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from toolchain.passes.match import constant, only_consumer
@@ -17,28 +19,39 @@ class QuantizeFirst(ir.passes.InPlacePass):
     """``Reshape -> Transpose -> [Clip] -> Q`` becomes ``[Clip] -> Q -> Reshape -> Transpose``.
 
     The tensor that the quantizer made keeps its name and its shape: the last of the moved nodes makes it now.
+
+    Args:
+        where: whether to, by the value that would be quantized; default: always.
     """
+
+    def __init__(self, where: Callable[[ir.Value], bool] = lambda source: True) -> None:
+        self.where = where
 
     def requires(self, model: ir.Model) -> None:
         """A quantizer that is to go first has one step a tensor: no axis follows it through a move."""
         for quantize in model.graph:
-            if _moves_before(quantize):
+            if self._moves(quantize):
                 sizes = [array.size for array in map(constant, quantize.inputs[1:]) if array is not None]
                 if len(sizes) != len(quantize.inputs) - 1 or any(size != 1 for size in sizes):
                     raise ir.passes.PreconditionError(f"{quantize.name} has no single constant step")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every quantizer that reads a move."""
-        found = [(node, moves) for node in model.graph if (moves := _moves_before(node))]
+        found = [(node, moves) for node in model.graph if (moves := self._moves(node))]
         for quantize, moves in found:
             _exchange(model.graph, quantize, moves)
         return ir.passes.PassResult(model, bool(found))
 
     def ensures(self, model: ir.Model) -> None:
-        """No quantizer reads a move whose result nothing else reads."""
+        """No quantizer of those that were to go first reads a move whose result nothing else reads."""
         for node in model.graph:
-            if _moves_before(node):
+            if self._moves(node):
                 raise ir.passes.PostconditionError(f"{node.name} still quantizes what a move made")
+
+    def _moves(self, node: ir.Node) -> list[ir.Node]:
+        moves = _moves_before(node)
+        source = moves[0].inputs[0] if moves else None
+        return moves if source is not None and self.where(source) else []
 
 
 def _clip_before(quantize: ir.Node) -> ir.Node | None:

@@ -26,7 +26,7 @@ def lower(canonical: ir.Model) -> ir.Model:
     """
     dialect = canonical.clone()
     if any(node.op_type == "QuantizeLinear" for node in dialect.graph):
-        ir.passes.Sequential(QuantizeFirst(), UnitStep(), ExpandInt4())(dialect)
+        ir.passes.Sequential(QuantizeFirst(_quantized_best), UnitStep(), ExpandInt4())(dialect)
     check(dialect)
     return dialect
 
@@ -46,6 +46,22 @@ def check(model: ir.Model) -> None:
             left, right = (_dequantized(value) for value in node.inputs)
             if left is not None and right is not None and right.dtype == ir.DataType.INT4:
                 raise _fault(node, "INT4 weights are decompressed for a float product; a Cast to INT8 is missing")
+
+
+def _quantized_best(source: ir.Value) -> bool:
+    """Whether a quantizer is best right behind ``source``: the images, or attention that the plugin runs as one kernel.
+
+    Where a Reshape divides the scores (Swin's shifted windows) the second product is a kernel of its own, and a
+    quantizer behind it makes a float32 kernel of a bfloat16 one.
+    """
+    product = source.producer()
+    if product is None:
+        return source.is_graph_input()
+    softmax = product.inputs[0].producer() if product.op_type == "MatMul" and product.inputs[0] is not None else None
+    if softmax is None or softmax.op_type != "Softmax" or softmax.inputs[0] is None:
+        return False
+    scores = softmax.inputs[0].producer()
+    return scores is not None and scores.op_type in ("MatMul", "Add")
 
 
 def _dequantized(value: ir.Value | None) -> ir.Value | None:
