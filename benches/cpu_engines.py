@@ -1,8 +1,10 @@
 """Measure benches/results/cpu_engines.json: our engines and every peer of benches.peers, interleaved in one run.
 
 Each engine lives in a process of its own and they take turns, so that whatever slows the machine down slows all. The
-networks carry random weights: a latency does not depend on them. An engine whose library is missing, or which fails,
-is listed with the reason.
+networks carry timm's random weights, whose biases are 0 and whose LayerNorms are 1 and 0: OpenVINO removes these
+operations from the float network and so from NNCF's, which makes them up to 5 % faster than on a trained one; ours has
+real numbers there (docs/decisions/0022-openvino-epilogue.md). An engine whose library is missing, or which fails, is
+listed with the reason.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 The optimizer renames the integer tensors it turns from int8 into uint8, and it moves a QuantizeLinear up through the
 Reshape and Transpose before it, under a new name. So a tap is found by the first of these that is there: its
-tensor's own name; its QuantizeLinear node's name; the operand of the product that reads it. That product keeps the
-name of its output, and its operand has the shape the tap had. Taps that the optimizer merged share a tensor. In graphs
-without float (``+int``) a tap is what a Cast to int8 makes, and behind a kernel of ours that quantizes what that makes:
-the manifest's levels as they are.
+tensor's own name, where a QuantizeLinear makes it or a Reshape or Transpose of what one made; its QuantizeLinear node's
+name; the operand of the product that reads it. That product keeps the name of its output, and its operand has the shape
+the tap had. Taps that the optimizer merged share a tensor. In graphs without float (``+int``) a tap is what a Cast to
+int8 makes, and behind a kernel of ours that quantizes what that makes: the manifest's levels as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from runtime.manifest import Tap
 from runtime.onnx_wire import INT8, UINT8, Graph, Node
 
 _QUANTIZE, _DEQUANTIZE, _CAST = "QuantizeLinear", "DequantizeLinear", "Cast"
+MOVES = frozenset({"Reshape", "Transpose"})
 # Integer products: for each operand, which input holds its integers and which its zero point.
 _OPERANDS: dict[str, tuple[tuple[int, int], ...]] = {
     "MatMulIntegerToFloat": ((0, 4), (1, 5)),
@@ -87,18 +88,23 @@ def _bare(node: Node) -> bool:
     return node.op_type == _CAST or (is_kernel(node) and node.op_type == LINEAR_I8)
 
 
+def _maker(tensor: str, graph: Graph) -> Node | None:
+    """The node that makes the values of ``tensor``: what only moves them is passed over."""
+    node = graph.producer.get(tensor)
+    while node is not None and node.op_type in MOVES:
+        node = graph.producer.get(node.inputs[0])
+    return node
+
+
 def _by_quantizer(tap: Tap, source: Node | None, executed: Graph) -> _Place | None:
     node = executed.producer.get(tap.tensor)
     if node is not None and _bare(node):
         return _Place(tap.tensor, "")
-    if node is None or node.op_type != _QUANTIZE:
-        named = [
-            node for node in executed.nodes if source and source.name == node.name != "" and node.op_type == _QUANTIZE
-        ]
-        if len(named) != 1:
-            return None
-        node = named[0]
-    return _Place(node.outputs[0], _input(node, 2))
+    node = _maker(tap.tensor, executed)
+    if node is not None and node.op_type == _QUANTIZE:
+        return _Place(tap.tensor, _input(node, 2))
+    named = [node for node in executed.nodes if source and source.name == node.name != "" and node.op_type == _QUANTIZE]
+    return _Place(named[0].outputs[0], _input(named[0], 2)) if len(named) == 1 else None
 
 
 def _products(tap: Tap, plain: Graph) -> Iterator[tuple[str, int]]:
@@ -167,14 +173,14 @@ def locate(taps: Sequence[Tap], plain: Graph, executed: Graph, *, where: str) ->
 
 
 def symmetric(taps: Sequence[Tap], graph: Graph, *, where: str) -> list[Quantizer]:
-    """The taps in a graph that runs as it is stored: each its own int8 QuantizeLinear, zero point 0, or the output of
-    a kernel that quantizes.
+    """The taps in a graph that runs as it is stored: each its own int8 QuantizeLinear, zero point 0, moved or not,
+    or the output of a kernel that quantizes.
 
     Raises:
         IntvitError: a tap is not in the graph, or is no such quantizer.
     """
     for tap in taps:
-        node = graph.producer.get(tap.tensor)
+        node = _maker(tap.tensor, graph)
         if node is not None and node.op_type != _CAST and _bare(node):
             continue
         zero = graph.constant.get(node.inputs[2]) if node is not None and len(node.inputs) > 2 else None

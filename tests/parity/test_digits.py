@@ -135,14 +135,22 @@ def test_the_ladder_parts_nowhere(made: Callable[[str, str], Made], network: str
 
 
 @pytest.mark.parametrize("scheme", ["w4a4", "w8a8+attn8"])
-def test_the_ladder_to_openvino_moves_no_operation(made: Callable[[str, str], Made], scheme: str) -> None:
-    """Its dialect only adds Casts: every tap and the logits are the canonical graph's bits."""
+def test_the_ladder_to_openvino_moves_one_operation(made: Callable[[str, str], Made], scheme: str) -> None:
+    """Its dialect divides by fc2's step before the shift and not behind it; every other tap, and the logits, are the
+    canonical graph's bits, the input of proj too, which is quantized before it is transposed."""
     pytest.importorskip("openvino", reason=NO_OPENVINO)
-    result = climb(Bundle.open(made("vit_digits", scheme).folder), backend="openvino", threads=1)
+    bundle = Bundle.open(made("vit_digits", scheme).folder)
+    result = climb(bundle, backend="openvino", threads=1)
     assert result.ok, result.verdict
     dialect = next(step for step in result.steps if step.rung == "dialect")
-    assert len(dialect.taps) > 0
-    assert all(tap.must_be_exact and tap.exact for tap in dialect.taps)
+    shifted = {tap.name for tap in bundle.manifest.taps if tap.zero_point != 0}
+    free = {tap.name for tap in dialect.taps if not tap.must_be_exact}
+    assert free and free <= shifted and all(name.endswith("mlp.fc2") for name in free)
+    assert all(tap.exact for tap in dialect.taps if tap.must_be_exact)
+    assert any(tap.name.endswith("attn.proj") and tap.must_be_exact for tap in dialect.taps)
+    assert dialect.logits_exact
+    for upper, lower in (("canonical", "dialect"), ("dialect", "engine")):
+        assert find(bundle, rung(upper, "openvino"), rung(lower, "openvino"), threads=1).first is None
 
 
 def spoiled(folder: Path, tmp_path: Path, change: Callable[[ir.Model], None], target: str) -> Bundle:

@@ -58,3 +58,43 @@ def test_each_output_of_a_node_is_its_own() -> None:
 
 def test_a_tensor_that_is_not_there() -> None:
     assert operations(read(BASE), {}, ["nowhere"]) == [""]
+
+
+def stored(text: str) -> bytes:
+    """The file as a bundle has it: constants as raw bytes."""
+    model = onnx.parser.parse_model(text)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    data: bytes = model.SerializeToString()
+    return data
+
+
+MOVED = """<ir_version: 10, opset_import: ["" : 21]>
+agraph (float[N, 4, 2] images) => (int8[N, 8] q)
+<float step = {0.5}, float other = {0.25}, float one = {1.0}, float[2] steps = {1.0, 1.0}, int8[2] zeros = {0, 0},
+ int8 zero = {0}, int64[2] flat = {-1, 8}>
+{
+%s
+}"""
+BEHIND = """  t = Transpose<perm = [0, 2, 1]>(images)
+  f = Reshape(t, flat)
+  q = QuantizeLinear(f, step, zero)"""
+FIRST = """  e = QuantizeLinear(images, step, zero)
+  t = Transpose<perm = [0, 2, 1]>(e)
+  q = Reshape(t, flat)"""
+
+
+@pytest.mark.parametrize(
+    ("body", "same"),
+    [
+        (FIRST, True),
+        (FIRST.replace("step", "other"), True),  # a constant of another value
+        (FIRST.replace("step", "one"), False),  # rounds, and does not divide
+        (FIRST.replace("[0, 2, 1]", "[0, 1, 2]"), False),
+        (FIRST.replace("(images, step, zero)", "<axis = 2>(images, steps, zeros)"), False),
+        (FIRST.replace("e = Q", "n = Neg(images)\n  e = Q").replace("(images, step", "(n, step"), False),
+    ],
+)
+def test_a_quantizer_before_a_move_is_the_one_behind_it(body: str, same: bool) -> None:
+    behind, first = (operations(read_graph(stored(MOVED % text)), {}, ["q"]) for text in (BEHIND, body))
+    assert (behind == first) is same

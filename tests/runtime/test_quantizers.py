@@ -12,7 +12,7 @@ from runtime.backends.ort import optimized_bytes
 from runtime.errors import IntvitError
 from runtime.manifest import Tap
 from runtime.onnx_wire import INT8, UINT8, read_graph
-from runtime.quantizers import Quantizer, locate
+from runtime.quantizers import Quantizer, locate, symmetric
 from tests.runtime.tiny import Spec, graph
 
 
@@ -81,3 +81,16 @@ def test_shift_there_and_back(values: list[int], kind: tuple[int, int]) -> None:
 def test_values_that_do_not_fit() -> None:
     with pytest.raises(IntvitError, match="does not fit"):
         Quantizer(_tap("x"), "x", UINT8, 100).from_reference(np.array([-128], np.int8))
+
+
+def test_a_tap_whose_quantizer_went_before_what_moves_it() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    agraph (float[N, 4, 2] x) => (int8[N, 8] head_q) <float step = {0.1}, int8 zero = {0}, int64[2] flat = {-1, 8}>
+    { early = QuantizeLinear(x, step, zero)
+      t = Transpose<perm = [0, 2, 1]>(early)
+      head_q = Reshape(t, flat) }"""
+    moved = read_graph(onnx.parser.parse_model(text).SerializeToString())
+    tap = TAPS[-1].model_copy(update={"tensor": "head_q"})
+    wanted = [Quantizer(tap, "head_q", INT8, 0)]
+    assert locate([tap], moved, moved, where="test") == wanted
+    assert symmetric([tap], moved, where="test") == wanted

@@ -6,7 +6,9 @@ from toolchain.passes.compute_dtype import ComputeDtype
 from toolchain.passes.expand_int4 import ExpandInt4
 from toolchain.passes.float8 import Float8
 from toolchain.passes.linear_kernels import LinearKernels
+from toolchain.passes.quantize_first import QuantizeFirst
 from toolchain.passes.shift_to_zero_point import ShiftToZeroPoint
+from toolchain.passes.unit_step import UnitStep
 from toolchain.passes.unsigned_left import UnsignedLeft
 from toolchain.passes.widen_int4 import WidenInt4
 
@@ -17,7 +19,9 @@ __all__ = [
     "ExpandInt4",
     "Float8",
     "LinearKernels",
+    "QuantizeFirst",
     "ShiftToZeroPoint",
+    "UnitStep",
     "UnsignedLeft",
     "WidenInt4",
 ]

@@ -1,9 +1,11 @@
 """The OpenVINO dialect: the canonical graph in the form that OpenVINO's CPU plugin turns into oneDNN's int8 primitives.
 
 Signed QDQ with zero point 0 is what it takes as it is: an integer product with the scale, the bias, GELU, the shift and
-the next quantizer in its epilogue (docs/decisions/0011-openvino-dialect.md). Only INT4 weights need a word: beside a
-quantized activation the plugin would decompress them for a float product, so a Cast to INT8, folded at load, comes
-between. In weight-only schemes the product is float anyway, and INT4 stays packed in memory.
+the next quantizer in its epilogue (docs/decisions/0011-openvino-dialect.md). The epilogue is shorter where fc2's
+quantizer has a step of 1, and what attention gives is quantized before it is transposed
+(docs/decisions/0022-openvino-epilogue.md). INT4 weights beside a quantized activation the plugin would decompress for a
+float product, so a Cast to INT8, folded at load, comes between. In weight-only schemes the product is float anyway, and
+INT4 stays packed in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from calib.errors import IntvitError
-from toolchain.passes import ExpandInt4
+from toolchain.passes import ExpandInt4, QuantizeFirst, UnitStep
 from toolchain.passes.match import constant
 from toolchain.targets import broken_rule
 
@@ -24,7 +26,7 @@ def lower(canonical: ir.Model) -> ir.Model:
     """
     dialect = canonical.clone()
     if any(node.op_type == "QuantizeLinear" for node in dialect.graph):
-        ExpandInt4()(dialect)
+        ir.passes.Sequential(QuantizeFirst(_quantized_best), UnitStep(), ExpandInt4())(dialect)
     check(dialect)
     return dialect
 
@@ -44,6 +46,22 @@ def check(model: ir.Model) -> None:
             left, right = (_dequantized(value) for value in node.inputs)
             if left is not None and right is not None and right.dtype == ir.DataType.INT4:
                 raise _fault(node, "INT4 weights are decompressed for a float product; a Cast to INT8 is missing")
+
+
+def _quantized_best(source: ir.Value) -> bool:
+    """Whether a quantizer is best right behind ``source``: the images, or attention that the plugin runs as one kernel.
+
+    Where a Reshape divides the scores (Swin's shifted windows) the second product is a kernel of its own, and a
+    quantizer behind it makes a float32 kernel of a bfloat16 one.
+    """
+    product = source.producer()
+    if product is None:
+        return source.is_graph_input()
+    softmax = product.inputs[0].producer() if product.op_type == "MatMul" and product.inputs[0] is not None else None
+    if softmax is None or softmax.op_type != "Softmax" or softmax.inputs[0] is None:
+        return False
+    scores = softmax.inputs[0].producer()
+    return scores is not None and scores.op_type in ("MatMul", "Add")
 
 
 def _dequantized(value: ir.Value | None) -> ir.Value | None:
