@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from runtime.manifest import Preprocess
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
+_BUFFER = 1 << 20  # most photographs in one read; Pillow's own many small reads cost a quarter of a JPEG's decoding
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -43,47 +43,60 @@ def _crop(picture: Image.Image, height: int, width: int) -> Image.Image:
         left, top = max(0, (width - picture.width) // 2), max(0, (height - picture.height) // 2)
         padded.paste(picture, (left, top))
         picture = padded
-    top = round((picture.height - height) / 2.0)
-    left = round((picture.width - width) / 2.0)
+    left, top = _corner(picture.size, height, width)
     return picture.crop((left, top, left + width, top + height))
 
 
-def preprocess(picture: Image.Image, rule: Preprocess) -> npt.NDArray[np.float32]:
-    """The input tensor of one picture: float32 (3, H, W), normalised.
+def _corner(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """The (left, top) in pixels of the centre crop of a picture of that (width, height)."""
+    return round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
+
+
+def _resized_crop(picture: Image.Image, rule: Preprocess) -> Image.Image:
+    """The picture resized, then cropped; what the crop would drop is not resized in the first place.
+
+    Pillow takes the part as four float32 numbers, so a byte half-way between two levels may be rounded the other way:
+    in photographs one in 20,000 (tests/real/test_accuracy.py).
+    """
+    size, how = resized_size(picture.width, picture.height, rule), _FILTERS[rule.interpolation]
+    if size == picture.size:
+        return _crop(picture, rule.height, rule.width)
+    if how is Image.Resampling.NEAREST or size[0] < rule.width or size[1] < rule.height:  # nearest: exact, or far off
+        return _crop(picture.resize(size, how), rule.height, rule.width)
+    left, top = _corner(size, rule.height, rule.width)
+    across, down = picture.width / size[0], picture.height / size[1]
+    right, bottom = min(picture.width, (left + rule.width) * across), min(picture.height, (top + rule.height) * down)
+    return picture.resize((rule.width, rule.height), how, box=(left * across, top * down, right, bottom))
+
+
+def preprocess(
+    picture: Image.Image, rule: Preprocess, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """The input tensor of one picture: float32 (3, H, W), normalised; written into ``out`` where that is given.
 
     Resize the short side to floor(side / crop_pct), crop the centre, scale to [0, 1], subtract the mean, divide by the
-    standard deviation, all in float32. The last three are looked up: a byte has 256 values, a picture 150,000 bytes.
+    standard deviation. The last three are one product and one sum, within 1e-6 of timm's three steps in float32.
     """
     if picture.mode != "RGB":
         picture = picture.convert("RGB")
-    size = resized_size(picture.width, picture.height, rule)
-    if size != picture.size:
-        picture = picture.resize(size, _FILTERS[rule.interpolation])
-    pixels = np.asarray(_crop(picture, rule.height, rule.width), dtype=np.uint8)
-    normalised = np.empty((3, rule.height, rule.width), dtype=np.float32)
-    for channel, table in enumerate(_normalised_bytes(rule.mean, rule.std)):
-        np.take(table, pixels[..., channel], out=normalised[channel], mode="clip")  # "raise" would copy the output
+    bands = _resized_crop(picture, rule).split()
+    normalised = np.empty((3, rule.height, rule.width), dtype=np.float32) if out is None else out
+    for plane, band, mean, std in zip(normalised, bands, rule.mean, rule.std, strict=True):
+        plane[...] = np.asarray(band)
+        plane *= np.float32(1 / (255 * std))
+        plane -= np.float32(mean / std)
     return normalised
 
 
-@functools.cache
-def _normalised_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    """(v / 255 - mean) / std of every byte v in each channel: float32 (3, 256)."""
-    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
-    centre, spread = (np.asarray(values, dtype=np.float32)[:, None] for values in (mean, std))
-    table: npt.NDArray[np.float32] = (scaled - centre) / spread
-    return table
-
-
-def load_image(path: Path, rule: Preprocess) -> npt.NDArray[np.float32]:
+def load_image(path: Path, rule: Preprocess, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
     """:func:`preprocess` of a JPEG or PNG file.
 
     Raises:
         IntvitError: the file is no such picture, is truncated, or is too large to decode safely.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            return preprocess(picture, rule)
+        with path.open("rb", buffering=_BUFFER) as file, Image.open(file, formats=_FORMATS) as picture:
+            return preprocess(picture, rule, out)
     except (OSError, ValueError, SyntaxError, ArithmeticError, EOFError, Image.DecompressionBombError) as error:
         why = str(error) or type(error).__name__
         raise IntvitError("cannot read the image", where=str(path), why=why) from error

@@ -16,7 +16,7 @@ from typer import Option
 
 from runtime import cli
 from runtime.backends.base import backend_class, open_engine
-from runtime.backends.ort import make_session, optimized_bytes
+from runtime.backends.ort import executed_bytes, make_session
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.execution import INTEGER_KERNELS, execution, warnings
@@ -54,10 +54,8 @@ def _inspect_tensorrt(bundle: Bundle) -> Inspection:
 
 def _inspect_ort(bundle: Bundle) -> Inspection:
     path = bundle.file("graph", "ort")
-    source = path.read_bytes()
-    executed = optimized_bytes(source, where=str(path))
-    optimized = read_graph(executed)
-    stored = read_graph(source)
+    executed = executed_bytes(bundle)
+    optimized, stored = read_graph(executed), read_graph(path.read_bytes())
     rows = tuple(_row(layer, optimized, stored) for layer in bundle.manifest.layers)
     found = execution(optimized, bundle.manifest.layers)
     return Inspection(

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from runtime.classes import Classes
@@ -41,6 +44,11 @@ def test_top_classes_and_hits() -> None:
     blank = np.zeros(2, np.float32)
     hits = Predictions(top_classes(logits), blank, blank).hits(np.array([3, 4]), 5)
     np.testing.assert_array_equal(hits, [True, False])
+
+
+@given(arrays(np.float32, (3, 7), elements=st.sampled_from([-np.inf, -2.0, -1.0, 0.0, 1.5])), st.integers(1, 9))
+def test_top_classes_are_the_first_of_a_stable_sort(logits: np.ndarray, k: int) -> None:
+    np.testing.assert_array_equal(top_classes(logits, k), np.argsort(-logits, axis=1, kind="stable")[:, :k])
 
 
 def test_softmax_of_large_logits() -> None:
