@@ -124,7 +124,8 @@ def predict(
             stop.set()
             others.shutdown()
             stream.close()
-        advance(len(unreadable.files))
+        if unreadable.files:
+            advance(len(unreadable.files))
     models = []
     for model in range(len(lanes[0])):
         tops, sure, of_last = zip(*(done[place][model] for place in range(len(parts))), strict=True)

@@ -72,6 +72,11 @@ def test_order_is_kept_whichever_lane_is_faster(folder: Path) -> None:
     np.testing.assert_array_equal(answers.labels, [sample.label for sample in samples])
 
 
+def test_the_last_line_of_the_progress_comes_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    predict([[shade]], load_folder(folder, CLASSES), RULE, Unreadable())
+    assert capfd.readouterr().err.count("60/60") == 1
+
+
 def test_what_is_kept_of_two_models(folder: Path) -> None:
     def other(images: np.ndarray) -> np.ndarray:
         return np.roll(3 * shade(images), 1, axis=1)
