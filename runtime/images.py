@@ -43,30 +43,9 @@ def _crop(picture: Image.Image, height: int, width: int) -> Image.Image:
         left, top = max(0, (width - picture.width) // 2), max(0, (height - picture.height) // 2)
         padded.paste(picture, (left, top))
         picture = padded
-    left, top = _corner(picture.size, height, width)
+    top = round((picture.height - height) / 2.0)
+    left = round((picture.width - width) / 2.0)
     return picture.crop((left, top, left + width, top + height))
-
-
-def _corner(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-    """The (left, top) in pixels of the centre crop of a picture of that (width, height)."""
-    return round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
-
-
-def _resized_crop(picture: Image.Image, rule: Preprocess) -> Image.Image:
-    """The picture resized, then cropped; what the crop would drop is not resized in the first place.
-
-    Pillow takes the part as four float32 numbers, so a byte half-way between two levels may be rounded the other way:
-    in photographs one in 20,000 (tests/real/test_accuracy.py).
-    """
-    size, how = resized_size(picture.width, picture.height, rule), _FILTERS[rule.interpolation]
-    if size == picture.size:
-        return _crop(picture, rule.height, rule.width)
-    if how is Image.Resampling.NEAREST or size[0] < rule.width or size[1] < rule.height:  # nearest: exact, or far off
-        return _crop(picture.resize(size, how), rule.height, rule.width)
-    left, top = _corner(size, rule.height, rule.width)
-    across, down = picture.width / size[0], picture.height / size[1]
-    right, bottom = min(picture.width, (left + rule.width) * across), min(picture.height, (top + rule.height) * down)
-    return picture.resize((rule.width, rule.height), how, box=(left * across, top * down, right, bottom))
 
 
 def preprocess(
@@ -79,7 +58,10 @@ def preprocess(
     """
     if picture.mode != "RGB":
         picture = picture.convert("RGB")
-    bands = _resized_crop(picture, rule).split()
+    size = resized_size(picture.width, picture.height, rule)
+    if size != picture.size:
+        picture = picture.resize(size, _FILTERS[rule.interpolation])
+    bands = _crop(picture, rule.height, rule.width).split()
     normalised = np.empty((3, rule.height, rule.width), dtype=np.float32) if out is None else out
     for plane, band, mean, std in zip(normalised, bands, rule.mean, rule.std, strict=True):
         plane[...] = np.asarray(band)
