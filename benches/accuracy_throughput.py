@@ -4,6 +4,7 @@
 
 own       the models alone on the same cores, on a batch that is already decoded, engine and twin one after the other
           with all threads each, as ``runtime.bench`` times them: pictures a second
+lanes     the models alone in lanes, as ``accuracy`` runs them, on pictures already decoded: what decoding is hidden in
 accuracy  :func:`runtime.predictions.predict` over the photographs, decoding included
 decode    the same photographs decoded on one core, nothing else: milliseconds a picture
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +27,7 @@ import typer
 from benches.real_accuracy import PHOTOGRAPHS
 from benches.record import write_result
 from runtime import machine
-from runtime.accuracy import LANES
+from runtime.accuracy import lanes_of
 from runtime.backends.base import Engine, open_engine
 from runtime.bundle import Bundle
 from runtime.cli import run
@@ -36,43 +38,48 @@ from runtime.predictions import predict
 NAME = "accuracy_throughput"
 
 
-def own_seconds(engines: Sequence[Engine], images: Any, calls: int) -> float:
-    """Seconds a picture of ``engines`` one after the other, each ``calls`` calls on its own."""
-    total = 0.0
-    for engine in engines:
-        engine.run(images)
-        start = time.perf_counter()
+def own_seconds(engines: Sequence[Engine], images: Any, calls: int, lanes: int = 1) -> float:
+    """Seconds a picture of ``engines`` one after the other, ``calls`` calls in each of ``lanes`` threads."""
+
+    def work(engine: Engine) -> None:
         for _ in range(calls):
             engine.run(images)
-        total += (time.perf_counter() - start) / calls / len(images)
+
+    total = 0.0
+    with ThreadPoolExecutor(lanes) as pool:
+        for engine in engines:
+            engine.run(images)
+            start = time.perf_counter()
+            list(pool.map(work, [engine] * lanes))
+            total += (time.perf_counter() - start) / calls / lanes / len(images)
     return total
 
 
 def measure(bundle: Bundle, samples: Sequence[Sample], *, batch: int, rounds: int, backend: str = "ort") -> Any:
     """Both rows."""
     threads, rule = machine.available_cores(), bundle.manifest.preprocess
-    count = min(LANES.get(backend, 1), threads)
-    golden = bundle.golden().images
+    count, part = lanes_of(backend, threads, batch)
+    golden, calls = bundle.golden().images, max(3, len(samples) // batch // 8)
     images = np.ascontiguousarray(np.resize(golden, (batch, *golden.shape[1:])))
+    some = samples[:: max(1, len(samples) // 100)]
     rows = []
     for name, kinds in (("engine and float twin", (False, True)), ("engine alone", (False,))):
         whole = [open_engine(bundle, backend, threads=threads, twin=twin) for twin in kinds]
-        lanes = [
-            [open_engine(bundle, backend, threads=threads // count, twin=twin) for twin in kinds] for _ in range(count)
-        ]
-        own, mine, decode = [], [], []
+        lane = [open_engine(bundle, backend, threads=threads // count, twin=twin) for twin in kinds]
+        own, lanes, mine, decode = [], [], [], []
         for _ in range(rounds):
-            own.append(own_seconds(whole, images, max(3, len(samples) // batch // 8)))
+            own.append(own_seconds(whole, images, calls))
+            lanes.append(own_seconds(lane, images[:part], calls, count))
             start = time.perf_counter()
-            predict([[engine.run for engine in lane] for lane in lanes], samples, rule, Unreadable(), batch=batch)
+            predict([[engine.run for engine in lane]] * count, samples, rule, Unreadable(), batch=part)
             mine.append((time.perf_counter() - start) / len(samples))
             start = time.perf_counter()
-            for sample in samples[:: max(1, len(samples) // 100)]:
+            for sample in some:
                 load_image(sample.path, rule)
-            decode.append((time.perf_counter() - start) / len(samples[:: max(1, len(samples) // 100)]))
-        for engine in (*whole, *(engine for lane in lanes for engine in lane)):
+            decode.append((time.perf_counter() - start) / len(some))
+        for engine in (*whole, *lane):
             engine.close()
-        spent, alone, decoding = (statistics.median(values) for values in (mine, own, decode))
+        alone, apart, spent, decoding = (statistics.median(values) for values in (own, lanes, mine, decode))
         rows.append(
             {
                 "models": name,
@@ -81,15 +88,24 @@ def measure(bundle: Bundle, samples: Sequence[Sample], *, batch: int, rounds: in
                 "lanes": count,
                 "images": len(samples),
                 "own_per_second": round(1 / alone, 1),
+                "lanes_per_second": round(1 / apart, 1),
                 "accuracy_per_second": round(1 / spent, 1),
-                "part": round(100 * statistics.median(o / m for o, m in zip(own, mine, strict=True)), 1),
+                "part": _part(own, mine),
+                "part_of_lanes": _part(lanes, mine),
                 "decode_ms": round(1e3 * decoding, 3),
-                "possible": round(100 * alone / (alone + decoding / threads), 1),
-                "own_raw_ms": [round(1e3 * value, 3) for value in own],
-                "accuracy_raw_ms": [round(1e3 * value, 3) for value in mine],
+                "possible_of_lanes": round(100 * apart / (apart + decoding / threads), 1),
+                **{
+                    f"{key}_raw_ms": [round(1e3 * value, 3) for value in values]
+                    for key, values in (("own", own), ("lanes", lanes), ("accuracy", mine))
+                },
             }
         )
     return rows
+
+
+def _part(before: Sequence[float], after: Sequence[float]) -> float:
+    """Percent of the pictures a second that are left, the median over the rounds."""
+    return round(100 * statistics.median(b / a for b, a in zip(before, after, strict=True)), 1)
 
 
 def main(

@@ -91,8 +91,7 @@ def main(
     """Measure the table, or a part of it."""
     asked = chosen(names, [*methods(), *ABLATION], "--methods")
     limits = chosen(budgets, list(BUDGETS), "--budgets")
-    rows = kept_rows(NAME, force)
-    have = {tuple(row.get(field) for field in KEY) for row in rows}
+    rows, have = kept_rows(NAME, KEY, force)
     wanted = [
         (scheme, method, int(count), None if method == REAL else iterations, budget, correction or None, int(seed))
         for seed in seeds.split(",")

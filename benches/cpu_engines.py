@@ -117,11 +117,10 @@ def main(
 ) -> None:
     """Time every engine on every model and batch size."""
     used, names = threads or machine.available_cores(), chosen(engines, list(ENGINES), "--engines")
-    rows = kept_rows(NAME, force)
-    have = {tuple(row.get(field) for field in KEY) for row in rows}
+    rows, have = kept_rows(NAME, KEY, force)
     for model in chosen(models, MODELS, "--models"):
         for batch in map(int, batches.split(",")):
-            if (model, scheme, batch, used) in have and not force:
+            if (model, scheme, batch, used) in have:
                 continue
             row = measure(model, scheme, batch, used, rounds, calls, names)
             rows = put_row(rows, row, KEY)

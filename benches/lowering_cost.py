@@ -67,8 +67,7 @@ def measure_all(
     results: Path = RESULTS,
 ) -> list[dict[str, Any]]:
     """Measure the rows that are missing, all of the selection with ``force``, and save after each."""
-    rows = kept_rows(NAME, force, results)
-    have = set() if force else {tuple(row[field] for field in KEY) for row in rows}
+    rows, have = kept_rows(NAME, KEY, force, results)
     for model in models:
         for scheme in schemes:
             if (model, scheme) not in have:

@@ -108,8 +108,7 @@ def measure_all(
     results: Path = RESULTS,
 ) -> list[dict[str, Any]]:
     """Measure the rows that are missing, all of the selection with ``force``, and save after each."""
-    rows = kept_rows(NAME, force, results)
-    have = set() if force else {tuple(row[field] for field in KEY) for row in rows}
+    rows, have = kept_rows(NAME, KEY, force, results)
     mine, others = divide(photographs)
     calibration = gather(mine, WORK / NAME / "calibration")
     evaluation = gather(others, WORK / NAME / "evaluation")

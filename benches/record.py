@@ -117,24 +117,28 @@ def read_result(name: str, results: Path = RESULTS) -> dict[str, Any] | None:
     return check_record(record, path)
 
 
-def kept_rows(name: str, force: bool, results: Path = RESULTS) -> list[dict[str, Any]]:
-    """The rows measured earlier that a new run may stand beside.
+def kept_rows(
+    name: str, key: Sequence[str], force: bool, results: Path = RESULTS
+) -> tuple[list[dict[str, Any]], set[tuple[Any, ...]]]:
+    """The rows measured earlier that a new run may stand beside, and of those not to be measured again the ``key``.
 
     Args:
-        force: start anew rather than complain when the machine or a version has changed.
+        key: the fields that tell rows apart.
+        force: measure everything again, and start anew rather than complain when the machine or a version has changed.
 
     Raises:
         IntvitError: the earlier rows belong to another machine or to other versions, and ``force`` is off.
     """
     record = read_result(name, results)
     if record is None:
-        return []
+        return [], set()
     here = {"machine": describe_machine(), "versions": describe_versions()}
     other = [key for key, value in here.items() if record.get(key) != value]
     if not other:
-        return list(record.get("rows", []))
+        rows = list(record.get("rows", []))
+        return rows, set() if force else {tuple(row.get(field) for field in key) for row in rows}
     if force:
-        return []
+        return [], set()
     raise IntvitError(
         f"the rows of {name} were measured on another machine or with other versions",
         where=str(results / f"{name}.json"),

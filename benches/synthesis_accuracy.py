@@ -107,12 +107,11 @@ def _float_row(loaded: LoadedModel) -> dict[str, Any]:
 def measure_all(wanted: list[Cell], iterations: int | None, force: bool, device: str, jobs: int) -> int:
     """Measure the cells that are missing (all with ``force``); the number of rows there are then."""
     loaded = load("vit_t", str(CHECKPOINT))
-    rows = kept_rows(NAME, force)
+    rows, have = kept_rows(NAME, KEY, force)
     record = {} if force else read_result(NAME) or {}
     sets = list(record.get("sets", []))
     head: dict[str, Any] = {key: record[key] for key in ("float_top1", "float_hits") if key in record}
     head = head or _float_row(loaded)
-    have = {tuple(row[field] for field in KEY) for row in rows}
 
     def save() -> None:
         seeds = sorted({row["seed"] for row in rows})

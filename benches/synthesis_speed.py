@@ -144,7 +144,7 @@ def main(
 ) -> None:
     """Measure one iteration of every single-prior method."""
     name = NAME if device == "cpu" else f"{NAME}_{device}"
-    rows = kept_rows(name, force)
+    rows, _ = kept_rows(name, KEY, force)
     if device == "cuda":
         made = rows_of(load("deit_s", "random"), "deit_s (random weights)", 32, device, repeats, True)
     else:

@@ -135,9 +135,11 @@ def accuracy_throughput(record: Record) -> str:
         "batch",
         "threads",
         "alone /s",
+        "in lanes /s",
         "with decoding /s",
-        "part %",
-        "at best %",
+        "of alone %",
+        "of lanes %",
+        "of lanes at best %",
         "decoding, ms a picture on one core",
     ]
     rows = [
@@ -146,9 +148,11 @@ def accuracy_throughput(record: Record) -> str:
             str(row["batch"]),
             str(row["threads"]),
             number(row["own_per_second"]),
+            number(row.get("lanes_per_second")),
             number(row["accuracy_per_second"]),
             number(row["part"]),
-            number(row["possible"]),
+            number(row.get("part_of_lanes")),
+            number(row.get("possible_of_lanes")),
             number(row["decode_ms"], 2),
         ]
         for row in record["rows"]

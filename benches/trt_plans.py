@@ -121,8 +121,7 @@ def build_all(
     results: Path = RESULTS,
 ) -> list[dict[str, Any]]:
     """Build the plans that have no row yet, all of the selection with ``force``, and save after each."""
-    rows = kept_rows(NAME, force, results)
-    have = set() if force else {tuple(row[field] for field in KEY) for row in rows}
+    rows, have = kept_rows(NAME, KEY, force, results)
     for model in models:
         for scheme in schemes:
             missing = [sm for sm in capabilities if (model, scheme, options.precision, sm) not in have]

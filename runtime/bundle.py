@@ -82,8 +82,9 @@ class Bundle:
             IntvitError: naming the first file that is missing, altered, listed twice or outside the bundle.
         """
         root = Path(path)
-        if not root.is_dir():
+        if not any((root / name).exists() for name in (MANIFEST, MANIFEST_DIGEST)):
             why = "it is a file" if root.exists() else "there is no such directory"
+            why = f"there is no {MANIFEST} in it" if root.is_dir() else why
             hint = "give the directory that `python -m toolchain.build` made"
             raise IntvitError("not a bundle", where=str(root), why=why, next=hint)
         manifest, digest = _load_manifest(root)
@@ -99,9 +100,13 @@ class Bundle:
             IntvitError: there is none, or more than one.
         """
         found = [entry for entry in self.manifest.files if entry.role == role and entry.target == target]
+        targets = sorted({entry.target for entry in self.manifest.files if entry.role == role})
+        if role == "graph" and not found:
+            why = f"it was built for {', '.join(targets) or 'no target'}"
+            hint = f"build it again with --target {','.join([*targets, target])}"
+            raise IntvitError(f"the bundle has no graph for {target}", where=str(self.root), why=why, next=hint)
         if len(found) != 1:
             label = f"{role!r} for target {target!r}" if target else repr(role)
-            targets = sorted({entry.target for entry in self.manifest.files if entry.role == role})
             why = f"{len(found)} entries; targets of that role: {', '.join(map(repr, targets)) or 'none'}"
             raise IntvitError(f"the bundle has no single file of role {label}", where=str(self.root), why=why)
         return found[0]

@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,31 +94,34 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Decode the samples in order into batches; decoding runs ``ahead`` by so many batches, no further.
 
-    Unreadable pictures are noted in ``unreadable`` and skipped.
+    Unreadable pictures are noted in ``unreadable`` and skipped, so a batch may hold fewer than ``batch``.
 
     Raises:
         IntvitError: at the end, when more than 1 % of the pictures were unreadable, or all of them.
     """
-    ready: list[tuple[Sample, npt.NDArray[np.float32]]] = []
-    pending: deque[tuple[Sample, Future[npt.NDArray[np.float32]]]] = deque()
-    queue = iter(samples)
+    pending: deque[tuple[Batch, list[Future[Any]]]] = deque()
+    starts = iter(range(0, len(samples), batch))
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
     try:
         while True:
-            while len(pending) < ahead * batch and (sample := next(queue, None)) is not None:
-                pending.append((sample, pool.submit(load_image, sample.path, rule)))
+            while len(pending) < ahead and (start := next(starts, None)) is not None:
+                part = _blank(samples[start : start + batch], rule)
+                rows = zip(part.samples, part.images, strict=True)
+                pending.append((part, [pool.submit(load_image, sample.path, rule, row) for sample, row in rows]))
             if not pending:
                 break
-            sample, future = pending.popleft()
-            try:
-                ready.append((sample, future.result()))
-            except IntvitError as error:
-                unreadable.files.append((str(sample.path), error.why))
-            if len(ready) == batch:
-                yield _stack(ready)
-                ready = []
-        if ready:
-            yield _stack(ready)
+            part, futures = pending.popleft()
+            read = []
+            for row, (sample, future) in enumerate(zip(part.samples, futures, strict=True)):
+                try:
+                    future.result()
+                    read.append(row)
+                except IntvitError as error:
+                    unreadable.files.append((str(sample.path), error.why))
+            if len(read) == len(futures):
+                yield part
+            elif read:
+                yield Batch(part.images[read], part.labels[read], tuple(part.samples[row] for row in read))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     count = len(unreadable.files)
@@ -131,7 +135,7 @@ def batches(
         )
 
 
-def _stack(ready: list[tuple[Sample, npt.NDArray[np.float32]]]) -> Batch:
-    samples = tuple(sample for sample, _ in ready)
-    labels = np.array([sample.label for sample in samples], dtype=np.int64)
-    return Batch(np.stack([image for _, image in ready]), labels, samples)
+def _blank(samples: Sequence[Sample], rule: Preprocess) -> Batch:
+    """A batch whose images are not decoded yet: every picture is written where it stays."""
+    images = np.empty((len(samples), rule.channels, rule.height, rule.width), dtype=np.float32)
+    return Batch(images, np.array([sample.label for sample in samples], dtype=np.int64), tuple(samples))

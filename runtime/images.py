@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from runtime.manifest import Preprocess
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
+_BUFFER = 1 << 20  # most photographs in one read; Pillow's own many small reads cost a quarter of a JPEG's decoding
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -48,42 +48,37 @@ def _crop(picture: Image.Image, height: int, width: int) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
-def preprocess(picture: Image.Image, rule: Preprocess) -> npt.NDArray[np.float32]:
-    """The input tensor of one picture: float32 (3, H, W), normalised.
+def preprocess(
+    picture: Image.Image, rule: Preprocess, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """The input tensor of one picture: float32 (3, H, W), normalised; written into ``out`` where that is given.
 
     Resize the short side to floor(side / crop_pct), crop the centre, scale to [0, 1], subtract the mean, divide by the
-    standard deviation, all in float32. The last three are looked up: a byte has 256 values, a picture 150,000 bytes.
+    standard deviation. The last three are one product and one sum, within 1e-6 of timm's three steps in float32.
     """
     if picture.mode != "RGB":
         picture = picture.convert("RGB")
     size = resized_size(picture.width, picture.height, rule)
     if size != picture.size:
         picture = picture.resize(size, _FILTERS[rule.interpolation])
-    pixels = np.asarray(_crop(picture, rule.height, rule.width), dtype=np.uint8)
-    normalised = np.empty((3, rule.height, rule.width), dtype=np.float32)
-    for channel, table in enumerate(_normalised_bytes(rule.mean, rule.std)):
-        np.take(table, pixels[..., channel], out=normalised[channel], mode="clip")  # "raise" would copy the output
+    bands = _crop(picture, rule.height, rule.width).split()
+    normalised = np.empty((3, rule.height, rule.width), dtype=np.float32) if out is None else out
+    for plane, band, mean, std in zip(normalised, bands, rule.mean, rule.std, strict=True):
+        plane[...] = np.asarray(band)
+        plane *= np.float32(1 / (255 * std))
+        plane -= np.float32(mean / std)
     return normalised
 
 
-@functools.cache
-def _normalised_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    """(v / 255 - mean) / std of every byte v in each channel: float32 (3, 256)."""
-    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
-    centre, spread = (np.asarray(values, dtype=np.float32)[:, None] for values in (mean, std))
-    table: npt.NDArray[np.float32] = (scaled - centre) / spread
-    return table
-
-
-def load_image(path: Path, rule: Preprocess) -> npt.NDArray[np.float32]:
+def load_image(path: Path, rule: Preprocess, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
     """:func:`preprocess` of a JPEG or PNG file.
 
     Raises:
         IntvitError: the file is no such picture, is truncated, or is too large to decode safely.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            return preprocess(picture, rule)
+        with path.open("rb", buffering=_BUFFER) as file, Image.open(file, formats=_FORMATS) as picture:
+            return preprocess(picture, rule, out)
     except (OSError, ValueError, SyntaxError, ArithmeticError, EOFError, Image.DecompressionBombError) as error:
         why = str(error) or type(error).__name__
         raise IntvitError("cannot read the image", where=str(path), why=why) from error

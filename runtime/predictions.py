@@ -51,8 +51,16 @@ class Answers:
 
 
 def top_classes(logits: Logits, k: int = 5) -> npt.NDArray[np.int64]:
-    """int64 (N, min(k, classes)): the best classes of each row, ties to the lower index."""
-    return np.argsort(-logits, axis=1, kind="stable")[:, :k].astype(np.int64)
+    """int64 (N, min(k, classes)): the best classes of each row, ties to the lower index.
+
+    The largest, k times over: sorting a thousand classes for the sake of five takes ten times as long.
+    """
+    left = np.maximum(logits, np.finfo(logits.dtype).min)  # a copy in which nothing is -inf yet
+    top = np.empty((len(left), min(k, left.shape[1])), dtype=np.int64)
+    for place in range(top.shape[1]):
+        top[:, place] = left.argmax(axis=1)
+        left[np.arange(len(left)), top[:, place]] = -np.inf
+    return top
 
 
 def softmax(logits: Logits) -> npt.NDArray[np.float32]:
@@ -74,7 +82,7 @@ def predict(
     """Give the same pictures to several models, each float32 (N, 3, H, W) -> float32 (N, classes).
 
     Args:
-        lanes: every lane holds the same models, in the same order, and takes the next batch when it is free, in a
+        lanes: every lane asks the same models, in the same order, and takes the next batch when it is free, in a
             thread of its own (the first in the caller's).
         unreadable: is told the pictures that are skipped.
         batch: pictures a call. Decoded pictures wait in memory for a batch a lane and one more.
@@ -116,7 +124,8 @@ def predict(
             stop.set()
             others.shutdown()
             stream.close()
-        advance(len(unreadable.files))
+        if unreadable.files:
+            advance(len(unreadable.files))
     models = []
     for model in range(len(lanes[0])):
         tops, sure, of_last = zip(*(done[place][model] for place in range(len(parts))), strict=True)

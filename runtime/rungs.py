@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from runtime.backends.base import backend_class, refuse_external
 from runtime.backends.openvino import OpenVinoEngine
-from runtime.backends.ort import OrtEngine, compiled_engine, optimized_bytes
+from runtime.backends.ort import OrtEngine, compiled_engine, executed_bytes
 from runtime.backends.tensorrt import TensorRtEngine
 from runtime.backends.trt.engines import graph_bytes, graph_of
 from runtime.bundle import Bundle
@@ -96,7 +96,7 @@ def _engine(bundle: Bundle, stored: bytes) -> bytes:
     compiled = compiled_engine(bundle)
     if compiled is not None:
         return (bundle.root / compiled.path).read_bytes()
-    return optimized_bytes(stored, where=str(bundle.file("graph", "ort")))
+    return executed_bytes(bundle)
 
 
 def _tensorrt(bundle: Bundle) -> bytes:

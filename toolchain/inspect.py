@@ -7,16 +7,18 @@ engine inspector's JSON, also as a file, so that the engine may lie on another m
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from typer import Option
 
 from runtime import cli
 from runtime.backends.base import backend_class, open_engine
-from runtime.backends.ort import make_session, optimized_bytes
+from runtime.backends.ort import executed_bytes, make_session
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.execution import INTEGER_KERNELS, execution, warnings
@@ -54,10 +56,8 @@ def _inspect_tensorrt(bundle: Bundle) -> Inspection:
 
 def _inspect_ort(bundle: Bundle) -> Inspection:
     path = bundle.file("graph", "ort")
-    source = path.read_bytes()
-    executed = optimized_bytes(source, where=str(path))
-    optimized = read_graph(executed)
-    stored = read_graph(source)
+    executed = executed_bytes(bundle)
+    optimized, stored = read_graph(executed), read_graph(path.read_bytes())
     rows = tuple(_row(layer, optimized, stored) for layer in bundle.manifest.layers)
     found = execution(optimized, bundle.manifest.layers)
     return Inspection(
@@ -107,7 +107,9 @@ def _kernel_name(node: Node, graph: Graph) -> str:
 
 def _show(found: Inspection, backend: str, console: Console) -> None:
     timed = found.milliseconds is not None
-    table = Table(title=f"linear layers and convolutions, as {backend} executes them")
+    title = f"linear layers and convolutions, as {backend} executes them"
+    # As narrow as that, 80 columns hold a kernel's whole name.
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("layer", "MMACs", "W", "A", "stored as", "executed as", *(("ms", "share") if timed else ())):
         justify: Literal["left", "right"] = "left" if column in ("layer", "stored as", "executed as") else "right"
         table.add_column(column, justify=justify)
@@ -133,14 +135,24 @@ def _show(found: Inspection, backend: str, console: Console) -> None:
             soft_wrap=True,
         )
     share = 100 * found.integer_mac_fraction
-    kernels = dict(Counter(row.executed_as for row in found.layers if row.integer))
-    console.print(f"{share:.1f} % of the MACs of these layers run on integer kernels: {kernels or 'none'}")
+    kernels = Counter(row.executed_as for row in found.layers if row.integer)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{share:.1f} % of the MACs of these layers run on integer kernels: {_counted(kernels)}")
     for line in found.notes:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     if found.float_operators is not None:
-        console.print(f"operators that give float tensors: {found.float_operators}", highlight=False, soft_wrap=True)
+        say(f"operators that give float tensors: {_counted(found.float_operators)}")
     for line in found.warnings:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
+
+
+def _counted(names: Mapping[str, int]) -> str:
+    """``12 x Add; 3 x Gelu``, the most frequent first."""
+    ranked = sorted(names.items(), key=lambda item: (-item[1], item[0]))
+    return "; ".join(f"{count} x {name}" for name, count in ranked) or "none"
 
 
 def _text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from runtime.fusions import VERSION as FUSIONS
 from runtime.fusions import fold_biases, fuse_attention, join_qkv
 from runtime.onnx_wire import read_graph
 from runtime.quantizers import Quantizer, locate
-from runtime.registry import EngineRecord, find_engine
+from runtime.registry import EngineRecord, compile_key, find_engine
 
 _PROVIDER = "CPUExecutionProvider"
 FUSED_ATTENTION = (1, 24)  # the first version with a kernel for Attention and for everything else in opset 23
@@ -151,6 +152,24 @@ def optimized_bytes(model: bytes, *, where: str = "") -> bytes:
         raise write_error(Path(tempfile.gettempdir()), error) from error
 
 
+def executed_bytes(bundle: Bundle) -> bytes:
+    """:func:`optimized_bytes` of the bundle's graph; a second call for the same graph does not optimize again.
+
+    Raises:
+        IntvitError: the bundle has no such graph or it reads other files, or as :func:`optimized_bytes`.
+    """
+    entry = bundle.entry("graph", "ort")
+    return _executed(bundle.root / entry.path, compile_key(compile_inputs(entry.sha256)))
+
+
+@functools.lru_cache(maxsize=1)  # one: a graph is as large as its network
+def _executed(path: Path, key: str) -> bytes:
+    """``key`` stands for all that decides the result."""
+    model = path.read_bytes()
+    refuse_external(model, str(path))
+    return optimized_bytes(model, where=str(path))
+
+
 def compile_inputs(graph_sha256: str) -> dict[str, Any]:
     """All that decides the optimized graph's bytes: the graph, ONNX Runtime, the CPU's features, the options."""
     return {
@@ -191,10 +210,12 @@ class OrtEngine:
         self._names = (bundle.manifest.input_name, bundle.manifest.output_name)
         self._compiled = compiled.key if compiled else ""
         self._path = path
-        model = path.read_bytes()
-        refuse_external(model, str(path))
-        if compiled is None:
-            model = fused(model) if twin else optimized_bytes(model, where=str(path))
+        if twin or compiled:
+            model = path.read_bytes()
+            refuse_external(model, str(path))
+            model = fused(model) if twin else model
+        else:
+            model = executed_bytes(bundle)
         session = make_session(model, threads=self._threads, optimize=twin, spin_wait=spin_wait, where=str(path))
         self._session: Any = session
         inputs, outputs = ([value.name for value in part] for part in (session.get_inputs(), session.get_outputs()))
@@ -253,11 +274,9 @@ class OrtEngine:
     @staticmethod
     def tapped(bundle: Bundle) -> tuple[bytes, list[Quantizer]]:
         """See :meth:`runtime.backends.base.EngineClass.tapped`: the graph as ONNX Runtime's optimizer leaves it."""
-        path = bundle.file("graph", "ort")
-        plain = path.read_bytes()
-        refuse_external(plain, str(path))
-        executed = optimized_bytes(plain, where=str(path))
-        return executed, locate(bundle.manifest.taps, read_graph(plain), read_graph(executed), where=str(path))
+        path, executed = bundle.file("graph", "ort"), executed_bytes(bundle)
+        stored = read_graph(path.read_bytes())
+        return executed, locate(bundle.manifest.taps, stored, read_graph(executed), where=str(path))
 
     @staticmethod
     def run_graph(

@@ -135,11 +135,12 @@ def test_too_few_photographs_are_refused(tmp_path: Path) -> None:
 
 def test_rows_of_another_machine_are_never_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record.write_result("x", {"rows": [{"a": 1}]}, results=tmp_path)
-    assert record.kept_rows("x", False, tmp_path) == [{"a": 1}]
+    assert record.kept_rows("x", ["a"], False, tmp_path) == ([{"a": 1}], {(1,)})
+    assert record.kept_rows("x", ["a"], True, tmp_path) == ([{"a": 1}], set())  # stays, and is measured again
     monkeypatch.setattr(record, "describe_versions", lambda: {"python": "2.7"})
     with pytest.raises(IntvitError, match="other versions"):
-        record.kept_rows("x", False, tmp_path)
-    assert record.kept_rows("x", True, tmp_path) == []
+        record.kept_rows("x", ["a"], False, tmp_path)
+    assert record.kept_rows("x", ["a"], True, tmp_path) == ([], set())
 
 
 def test_put_row_replaces_by_key_and_stamps() -> None:

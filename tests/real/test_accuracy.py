@@ -48,12 +48,13 @@ def transform(vit_tiny: LoadedModel) -> Any:
 def test_a_hundred_photographs_are_decoded_as_timm_does(
     vit_tiny: LoadedModel, samples: list[Sample], transform: Any
 ) -> None:
-    """Mean absolute difference below 1/255 of the pixels' range, picture by picture."""
+    """Mean absolute difference below 1/255 of the pixels' range, picture by picture; in truth, the same bytes."""
     rule = preprocess_rule(vit_tiny.spec)
     std = np.asarray(rule.std, np.float32)[:, None, None]
     for sample in samples[:: len(samples) // 100][:100]:
         wanted = np.asarray(transform(Image.open(sample.path).convert("RGB")))
-        assert float(np.abs((load_image(sample.path, rule) - wanted) * std).mean()) < 1 / 255
+        difference = np.abs((load_image(sample.path, rule) - wanted) * std)
+        assert float(difference.max()) < 1e-3 / 255
 
 
 @torch.no_grad()

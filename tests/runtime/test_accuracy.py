@@ -12,7 +12,7 @@ from PIL import Image
 
 from runtime import accuracy as verb
 from runtime import cli
-from runtime.accuracy import Accuracy, ClassDrop, evaluate
+from runtime.accuracy import Accuracy, ClassDrop, evaluate, lanes_of
 from runtime.bundle import Bundle
 from runtime.classes import Classes
 from runtime.disagreements import MOST
@@ -89,6 +89,11 @@ def test_lanes_change_the_time_and_nothing_else(tiny_bundle: Path, folder: Path)
     for first, second in ((one.engine, several.engine), (one.baseline, several.baseline)):
         np.testing.assert_array_equal(first.top, second.top)
         np.testing.assert_array_equal(first.of_last, second.of_last)
+
+
+def test_the_lanes_share_a_batch() -> None:
+    assert [lanes_of("ort", threads, 8) for threads in (1, 2, 3, 16)] == [(1, 8), (2, 4), (3, 2), (16, 1)]
+    assert lanes_of("openvino", 4, 8) == lanes_of("tensorrt", 4, 8) == (1, 8)
 
 
 def test_drops_are_counts_by_class() -> None:

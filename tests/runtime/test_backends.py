@@ -14,6 +14,7 @@ from runtime.backends import BACKENDS, backend_class, open_engine
 from runtime.backends import ort as backend
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.parity import check
 from runtime.registry import compile_key
 from tests.runtime.tiny import Spec, reference, rehash
 
@@ -149,3 +150,23 @@ def test_exact_kernels_where_products_saturate(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(machine, "saturating_u8s8", lambda: True)
     assert backend.graph_options()["session.x64quantprecision"] == "1"
     np.testing.assert_allclose(open_engine(bundle, threads=1).run(images), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_the_optimizer_runs_once_for_a_graph(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the tapped graph, the engine and every lane: a second engine, and parity, reuse what the first one made."""
+    calls, optimize = [], backend.optimized_bytes
+
+    def counted(model: bytes, *, where: str = "") -> bytes:
+        calls.append(where)
+        return optimize(model, where=where)
+
+    bundle = Bundle.open(tiny_bundle)
+    backend._executed.cache_clear()
+    monkeypatch.setattr(backend, "optimized_bytes", counted)
+    assert check(bundle, threads=1).ok
+    engines = [open_engine(bundle, threads=1) for _ in range(2)]
+    assert calls == [str(bundle.file("graph", "ort"))]
+    np.testing.assert_array_equal(*(engine.run(bundle.golden().images) for engine in engines))
+    monkeypatch.setattr(machine, "integer_flags", lambda: ["avx2"])  # another processor's graph is another graph
+    open_engine(bundle, threads=1)
+    assert len(calls) == 2

@@ -43,9 +43,11 @@ def test_a_whole_bundle_opens(tiny_bundle: Path) -> None:
     assert bundle.golden().images.shape == (8, 3, 8, 8)
     assert bundle.classes().index_of("n00000003") == 3
     assert bundle.engines == ()
-    with pytest.raises(IntvitError, match="no single file") as caught:
+    with pytest.raises(IntvitError, match="no graph for tensorrt") as caught:
         bundle.file("graph", "tensorrt")
-    assert "'ort'" in caught.value.why
+    assert "ort" in caught.value.why and "tensorrt" in caught.value.next
+    with pytest.raises(IntvitError, match="no single file of role 'other'"):
+        bundle.file("other")
 
 
 def test_the_manifest_is_the_same_bytes_every_time(bundle_copy: Path) -> None:
@@ -56,8 +58,12 @@ def test_the_manifest_is_the_same_bytes_every_time(bundle_copy: Path) -> None:
 
 
 def test_not_a_directory(tmp_path: Path) -> None:
-    with pytest.raises(IntvitError, match="not a bundle"):
-        Bundle.open(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    for path, why in ((tmp_path / "nothing", "no such"), (tmp_path / "file", "a file"), (tmp_path, "no manifest.json")):
+        with pytest.raises(IntvitError, match="not a bundle") as caught:
+            Bundle.open(path)
+        assert why in caught.value.why and "toolchain.build" in caught.value.next
+    (tmp_path / "manifest.sha256").write_text("0" * 64 + "\n")
     with pytest.raises(IntvitError, match="missing") as caught:
         Bundle.open(tmp_path)
     assert "manifest.json" in caught.value.where

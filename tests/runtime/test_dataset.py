@@ -78,7 +78,7 @@ def test_batches_keep_order_and_values(tmp_path: Path) -> None:
 
 def test_decoding_never_runs_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    monkeypatch.setattr("runtime.dataset.load_image", lambda path, rule: started.append(path) or np.zeros((3, 8, 8)))
+    monkeypatch.setattr("runtime.dataset.load_image", lambda path, rule, out: started.append(path))
     for i in range(60):
         _save(tmp_path / "n00" / f"{i:02d}.png")
     stream = batches(load_folder(tmp_path, CLASSES), RULE, Unreadable(), batch=4)
@@ -89,10 +89,16 @@ def test_decoding_never_runs_far_ahead(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_one_bad_picture_in_a_hundred_is_skipped_and_two_are_not(tmp_path: Path) -> None:
     for i in range(99):
-        _save(tmp_path / "n00" / f"{i:03d}.png")
+        _save(tmp_path / "n00" / f"{i:03d}.png", i)
     (tmp_path / "n00/bad.jpg").write_text("no picture")
     bad = Unreadable()
-    assert sum(len(part.samples) for part in batches(load_folder(tmp_path, CLASSES), RULE, bad)) == 99
+    parts = list(batches(load_folder(tmp_path, CLASSES), RULE, bad, batch=10))
+    assert sum(len(part.samples) for part in parts) == 99
+    for part in parts:  # the row of the bad one is gone, and no other
+        assert len(part.images) == len(part.labels) == len(part.samples)
+        np.testing.assert_allclose(
+            part.images[:, 0, 0, 0], [int(s.path.stem) / 255 for s in part.samples], rtol=1e-5, atol=1e-6
+        )
     assert [path for path, _ in bad.files] == [str(tmp_path / "n00/bad.jpg")]
     (tmp_path / "n00/098.png").write_bytes(b"")
     with pytest.raises(IntvitError, match="2 of 100 pictures are unreadable") as caught:

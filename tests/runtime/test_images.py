@@ -60,14 +60,29 @@ def test_exactly_timm(
         picture = picture.resize((50, 60))
     found = preprocess(picture, rule)
     assert found.dtype == np.float32 and found.shape == (3, *side) and found.flags.c_contiguous
-    np.testing.assert_allclose(found, _timm(picture, rule), rtol=0, atol=2e-7)
+    np.testing.assert_allclose(found, _timm(picture, rule), rtol=0, atol=1e-6)
 
 
 def test_real_size_and_other_modes() -> None:
     rule = _rule(224, 224, 0.9)
     for mode in ("RGB", "L", "CMYK", "P", "RGBA", "1"):
         picture = _picture(500, 375, mode)
-        np.testing.assert_allclose(preprocess(picture, rule), _timm(picture, rule), rtol=0, atol=2e-7)
+        np.testing.assert_allclose(preprocess(picture, rule), _timm(picture, rule), rtol=0, atol=1e-6)
+
+
+def test_normalised_as_timm_does() -> None:
+    """Nothing to resize: every byte through every channel, within float32's rounding."""
+    rule = _rule(16, 16, 1.0)
+    picture = Image.fromarray(np.stack([np.arange(256, dtype=np.uint8).reshape(16, 16)] * 3, axis=-1))
+    np.testing.assert_allclose(preprocess(picture, rule), _timm(picture, rule), rtol=0, atol=1e-6)
+
+
+def test_written_where_it_is_told() -> None:
+    rule, picture = _rule(8, 8, 0.9), _picture(30, 20)
+    batch = np.full((3, 3, 8, 8), np.nan, np.float32)
+    preprocess(picture, rule, batch[1])
+    np.testing.assert_array_equal(batch[1], preprocess(picture, rule))
+    assert np.isnan(batch[[0, 2]]).all()
 
 
 def test_sizes_by_hand() -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from runtime.classes import Classes
@@ -43,6 +46,11 @@ def test_top_classes_and_hits() -> None:
     np.testing.assert_array_equal(hits, [True, False])
 
 
+@given(arrays(np.float32, (3, 7), elements=st.sampled_from([-np.inf, -2.0, -1.0, 0.0, 1.5])), st.integers(1, 9))
+def test_top_classes_are_the_first_of_a_stable_sort(logits: np.ndarray, k: int) -> None:
+    np.testing.assert_array_equal(top_classes(logits, k), np.argsort(-logits, axis=1, kind="stable")[:, :k])
+
+
 def test_softmax_of_large_logits() -> None:
     np.testing.assert_allclose(softmax(np.array([[1000, 1000], [0, -1e4]], np.float32)), [[0.5, 0.5], [1, 0]])
 
@@ -62,6 +70,11 @@ def test_order_is_kept_whichever_lane_is_faster(folder: Path) -> None:
     np.testing.assert_array_equal(answers.models[0].top[:, 0], [int(path.stem) for path in answers.paths])
     assert list(answers.paths) == [sample.path for sample in samples]
     np.testing.assert_array_equal(answers.labels, [sample.label for sample in samples])
+
+
+def test_the_last_line_of_the_progress_comes_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    predict([[shade]], load_folder(folder, CLASSES), RULE, Unreadable())
+    assert capfd.readouterr().err.count("60/60") == 1
 
 
 def test_what_is_kept_of_two_models(folder: Path) -> None:

@@ -223,3 +223,14 @@ def test_a_graph_that_does_not_load_is_an_error_not_a_number(digits_bundle: Digi
 
     with pytest.raises(IntvitError, match="cannot load"):
         inspect(alter_graph(folder, break_it))
+
+
+def test_what_is_printed_fits_a_terminal(
+    digits_bundle: DigitsBundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.invoke(main, [str(digits_bundle("w4a8"))]) == 0
+    said = capsys.readouterr().out
+    rows = [line for line in said.splitlines() if line.startswith("blocks.")]
+    assert len(rows) == 4 * BLOCKS and all(line.rstrip().endswith("u8 x s8") for line in rows)
+    assert "integer kernels: 12 x MatMulIntegerToFloat, u8 x s8; 2 x QAttention, u8 x s8\n" in said and "{" not in said

@@ -29,6 +29,7 @@ from toolchain.report.summary import Point, how
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TEXT = "#102030"  # stands for the page's own text colour until the SVG is written
 MOST_SAMPLES, MOST_LINES = 300, 6
+WIDTH = 5.0  # inches: as wide as a phone's column, where its text then has the size it has here
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "intvit",
@@ -67,7 +68,8 @@ def svg(figure: Figure, label: str, prefix: str) -> str:
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="max-width: \2pt"', text, count=1)
-    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label, quote=True)}"', 1)
+    broad = ' class="broad"' if figure.get_figwidth() > WIDTH else ""
+    return text.replace("<svg", f'<svg{broad} role="img" aria-label="{html.escape(label, quote=True)}"', 1)
 
 
 def image_uri(image: Image.Image, kind: str) -> str:
@@ -122,7 +124,7 @@ def latency(record: Json, prefix: str) -> str:
     """How many of the calls were done in so many milliseconds, a line a model."""
     lines = [("integer engine", record), ("float32", record["baseline"])]
     lines += [(other.get("name", "other"), other) for other in record.get("others", [])]
-    with drawing(6.4, 3.8) as figure:
+    with drawing(WIDTH, 3.4) as figure:
         axes = figure.add_subplot()
         for (name, part), colour in zip(lines, COLOURS, strict=False):
             times = np.sort(part["raw_ms"])
@@ -176,12 +178,12 @@ def pareto(points: Sequence[Point], prefix: str) -> str:
     for point in sorted(points, key=lambda one: (one.ms, -one.top1)):
         if not best or point.top1 > best[-1].top1:
             best.append(point)
-    with drawing(6.4, 3.8) as figure:
+    with drawing(WIDTH, 3.4) as figure:
         axes = figure.add_subplot()
         axes.plot([one.ms for one in best], [one.top1 for one in best], color=TEXT, linewidth=1, linestyle="--")
         for point, colour in zip(points, COLOURS * len(points), strict=False):
             axes.plot(point.ms, point.top1, "o", color=colour, markersize=8, label=f"{point.name} ({point.how})")
-        axes.margins(0.15)
+        axes.set_xlim(0, 1.15 * max(point.ms for point in points))  # from nothing, so that noise looks like noise
         tops = [point.top1 for point in points]
         axes.set_ylim(max(0.0, min(tops) - 1), min(100.5, max(tops) + 1))
         axes.set_xlabel("milliseconds an image")
@@ -197,7 +199,7 @@ def ladder(record: Json, prefix: str) -> str:
     stepped = [rung for rung in record["rungs"] if rung["taps"]]
     if not stepped or not any(tap["mismatch_rate"] for rung in stepped for tap in rung["taps"]):
         return ""
-    with drawing(6.4, 3.0) as figure:
+    with drawing(WIDTH, 2.8) as figure:
         axes = figure.add_subplot()
         for rung, colour in zip(stepped, COLOURS, strict=False):
             rates = [tap["mismatch_rate"] for tap in rung["taps"]]
@@ -207,7 +209,7 @@ def ladder(record: Json, prefix: str) -> str:
         axes.set_xlabel("tap, in execution order")
         axes.set_ylabel("values that differ, %")
         _grid(axes)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=len(stepped))
     return svg(figure, f"Values that differ from the rung before, tap by tap. {record['verdict']}", prefix)
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from runtime.machine import version_of
 from toolchain.report import figures, summary
-from toolchain.report.gather import Json, Measured, command
+from toolchain.report.gather import REPORTS, Json, Measured, command
 
 
 def render(found: Sequence[Measured]) -> str:
@@ -59,6 +59,8 @@ def section(found: Measured, prefix: str) -> dict[str, Any]:
         "images": manifest.images,
         "synthesis": Markup(figures.synthesis(found.synthesis, f"{prefix}-synthesis")) if found.synthesis else "",
         "attention": attention(found),
+        "noted": found.network is not None,
+        "notes": f"{REPORTS}/network.json",
         "heat": rows,
         "heat_outside": outside,
         "inspect": [executed(record) for record in found.by_kind["inspect"]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_what_was_not_measured_says_what_to_type(bare: Path, tmp_path: Path) -> 
     assert not re.search(r"\bnan\b|None|Undefined", said)
 
 
+def test_what_the_build_noted_may_have_stayed_behind(bare: Path, tmp_path: Path) -> None:
+    """Only the manifest's files travel of themselves; a method that optimised is not said to have optimised nothing."""
+    copy = tmp_path / "copy"
+    shutil.copytree(bare, copy, ignore=shutil.ignore_patterns("reports"))
+    said, whole = (re.sub(r"\s+", " ", page(tmp_path / "a.html", one)[1].text) for one in (copy, bare))
+    missing = "Not noted: reports/network.json of the build is not here."
+    assert said.count(missing) == 2 and missing not in whole
+    assert "after the block" in whole and "after the block" not in said and "optimises nothing" not in said
+
+
 def test_what_a_file_says_is_escaped(measured: Path, tmp_path: Path) -> None:
     text, found = page(tmp_path / "a.html", measured)
     assert "<script>alert(1)</script>" not in text and "<script>alert(1)</script>" in found.text
@@ -84,6 +95,8 @@ def test_several_bundles_are_compared(measured: Path, tmp_path: Path) -> None:
     assert "Comparison" in found.text and "Top-1 against time an image" in text
     row = next(part for part in re.sub(r"\s+", " ", found.text).split("latency, median")[1:])
     assert row.index("2.000 ms") < row.index("1.500 ms")
+    for bundle in (measured, other):  # on a phone every figure stands below the other, with the bundle's name
+        assert f'<td data-of="{Bundle.open(bundle).manifest.name}">' in text
 
 
 def test_a_measurement_of_another_bundle_is_left_out_by_name(bare: Path, tmp_path: Path) -> None:
