@@ -1,10 +1,9 @@
 """Measure benches/results/cpu_engines.json: our engines and every peer of benches.peers, interleaved in one run.
 
 Each engine lives in a process of its own and they take turns, so that whatever slows the machine down slows all. The
-networks carry timm's random weights, whose biases are 0 and whose LayerNorms are 1 and 0: OpenVINO removes these
-operations from the float network and so from NNCF's, which makes them up to 5 % faster than on a trained one; ours has
-real numbers there (docs/decisions/0022-openvino-epilogue.md). An engine whose library is missing, or which fails, is
-listed with the reason.
+networks carry timm's random weights, and biases and LayerNorms drawn at random too: timm starts them at 0 and 1, and
+OpenVINO removes such operations, which no trained network lets it do (docs/decisions/0022-openvino-epilogue.md). An
+engine whose library is missing, or which fails, is listed with the reason.
 """
 
 from __future__ import annotations
@@ -15,13 +14,17 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import torch
 import typer
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from benches.cpu_latency import raw
 from benches.engine_process import EngineProcess, interleave
 from benches.peers import ENGINES, OURS
 from benches.record import kept_rows, put_row, write_result
 from benches.verbs import WORK, call, chosen, must
+from calib.models import load
 from runtime import machine
 from runtime.bundle import Bundle
 from runtime.cli import run
@@ -34,11 +37,24 @@ PACKAGES = ("openvino", "nncf", "torchao")
 SEED = 0
 
 
+def drawn(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """The weights of ``module``, every bias and LayerNorm drawn: N(0, 0.02^2), and N(1, 0.1^2) for gamma."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = dict(module.state_dict())
+    for name, value in module.named_parameters():
+        if value.ndim == 1:
+            noise = torch.randn(value.shape, generator=generator)
+            weights[name] = 0.02 * noise if name.endswith("bias") else 1 + 0.1 * noise
+    return weights
+
+
 def build(model: str, scheme: str) -> Path:
     """The bundle to time, for both backends; done stages are taken from the cache."""
-    out = WORK / NAME / f"{model}-{scheme}"
+    out, weights = WORK / NAME / f"{model}-{scheme}", WORK / NAME / f"{model}.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    save_file(drawn(load(model, "random", seed=SEED).module, SEED), weights)
     arguments = ["--model", model, "--bits", scheme, "--method", "noise", "--images", "4", "--budget", "fast"]
-    arguments += ["--checkpoint", "random", "--seed", str(SEED), "--target", "ort,openvino", "--out", str(out)]
+    arguments += ["--checkpoint", str(weights), "--seed", str(SEED), "--target", "ort,openvino", "--out", str(out)]
     must(call("toolchain.build", arguments, {}), "toolchain.build", arguments)
     return out
 
@@ -46,7 +62,6 @@ def build(model: str, scheme: str) -> Path:
 def int8_peak(threads: int, seconds: float = 2.0) -> float:
     """The most int8 multiply-accumulates a second, in 1e9, in a square product by PyTorch and by ONNX Runtime."""
     import numpy as np
-    import torch
     from onnx import TensorProto, helper
 
     from runtime.backends.ort import make_session

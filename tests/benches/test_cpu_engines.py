@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benches import engine_process
-from benches.cpu_engines import int8_peak
+from benches.cpu_engines import drawn, int8_peak
 from benches.engine_process import EngineProcess, interleave
 from benches.engine_tables import engines
 from benches.peers import ENGINES, OURS
@@ -15,6 +15,18 @@ from runtime.errors import IntvitError
 from tests.toolchain.nets import spec_of, vit, write_bundle
 
 MODEL = "tiny"
+
+
+def test_no_bias_is_0_and_no_layer_norm_is_1_by_chance() -> None:
+    module = vit()
+    weights, again = drawn(module, seed=1), drawn(module, seed=1)
+    assert weights.keys() == module.state_dict().keys()
+    for name, value in weights.items():
+        assert (value == again[name]).all()
+        if value.ndim == 1:
+            assert abs(float(value.mean()) - (0 if name.endswith("bias") else 1)) < 0.1 and value.std() > 0.005
+        else:
+            assert (value == module.state_dict()[name]).all()
 
 
 def test_workers_take_turns(tmp_path: Path) -> None:
