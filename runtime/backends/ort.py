@@ -115,7 +115,7 @@ def make_session(
             "ONNX Runtime cannot load the graph",
             where=where or (str(model) if isinstance(model, Path) else ""),
             why=f"onnxruntime {ort.__version__}: {error}",
-            next="run `python -m runtime.doctor`; intvit needs onnxruntime 1.22 or later",
+            next="run `python -m runtime.doctor`; intvit needs onnxruntime 1.23 or later",
         ) from error
 
 
