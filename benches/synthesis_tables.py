@@ -9,7 +9,7 @@ from typing import Any
 from benches.markdown import markdown
 
 Record = dict[str, Any]
-ORDER = ("noise", "procedural (dead leaves)", "procedural", "psaq", "mimiq", "dfq-vit", "spdfq", "best", "real")
+ORDER = ("noise", "procedural", "psaq", "mimiq", "dfq-vit", "spdfq", "best", "real")
 
 
 def _spread(values: list[float]) -> str:
