@@ -17,6 +17,7 @@ from calib.calibrated import CalibratedModel
 from calib.scheme import Scheme
 from runtime.errors import IntvitError
 from toolchain.graph import canonical_graph, float_graph
+from toolchain.passes.block_int4 import TENSORRT_BLOCKS
 from toolchain.targets import openvino, ort, tensorrt
 from toolchain.targets.tensorrt import TensorRtOptions
 
@@ -26,7 +27,6 @@ TARGETS: dict[str, Callable[..., ir.Model]] = {
     "tensorrt": tensorrt.lower,
 }
 INTEGER_ONLY = ("ort",)  # targets that run a graph without float (``+int``) exactly
-TENSORRT_GROUPS = (64, 128)  # of INT4, as TensorRT documents them
 CANONICAL, FLOAT = "canonical/model.onnx", "float/model.onnx"
 TENSORRT_FLOAT = "tensorrt/float.onnx"
 TWIN_TOLERANCE = 1e-3
@@ -51,7 +51,7 @@ def require_carried(scheme: Scheme, targets: list[str]) -> None:
             why="its runtime has no exact 64-bit integer arithmetic with integer matrix products",
             next=f"--target {','.join(INTEGER_ONLY)}; its bundle holds the canonical graph too",
         )
-    odd = scheme.group is not None and scheme.weight_bits <= 4 and scheme.group not in TENSORRT_GROUPS
+    odd = scheme.group is not None and scheme.weight_bits <= 4 and scheme.group not in TENSORRT_BLOCKS
     if odd and "tensorrt" in targets:
         raise IntvitError(
             f"tensorrt cannot run {scheme}",

@@ -19,7 +19,12 @@ def weight_limit(bits: int) -> int:
 
 def extreme_scale(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
     """> 0: the scales that put the largest weight of every row, or group, of (N, K) at the last level."""
-    return _ungrouped(_grouped(weight, group).abs().amax(-1).clamp_min(1e-8) / weight_limit(bits), group)
+    return _ungrouped(_extreme(_grouped(weight, group), bits), group)
+
+
+def _extreme(parts: Tensor, bits: int) -> Tensor:
+    """(N, G) from (N, G, K / G)."""
+    return parts.abs().amax(-1).clamp_min(1e-8) / weight_limit(bits)
 
 
 def _grouped(weight: Tensor, group: int | None) -> Tensor:
@@ -47,7 +52,7 @@ def search_rounding(
     """
     limit = weight_limit(bits)
     parts, weights = _grouped(weight, group), _grouped(importance, group)
-    full = parts.abs().amax(-1).clamp_min(1e-8) / limit
+    full = _extreme(parts, bits)
     best_error = torch.full_like(full, float("inf"))
     best_scale = full.clone()
     for fraction in torch.linspace(1.0, 0.8 if bits >= 8 else 0.5, steps).tolist():

@@ -10,7 +10,9 @@ the kernel goes into the plan (only quickly deployable plugins know it, IPluginV
 
 from __future__ import annotations
 
-from runtime.onnx_wire import Graph, Node
+from typing import Protocol
+
+from runtime.onnx_wire import Graph
 
 NAMESPACE = "intvit"
 VERSION = 1
@@ -19,7 +21,16 @@ INPUTS = {LINEAR_F16: ("a", "w", "scale", "bias"), LINEAR_I8: ("a", "w", "scale"
 K_MULTIPLE = 16  # rows of the activations start at multiples of 16 bytes
 
 
-def is_kernel(node: Node) -> bool:
+class Operator(Protocol):
+    """A node of an ONNX graph, whichever library read it."""
+
+    @property
+    def domain(self) -> str: ...
+    @property
+    def op_type(self) -> str: ...
+
+
+def is_kernel(node: Operator) -> bool:
     """Whether a node is one of ours."""
     return node.domain == NAMESPACE and node.op_type in INPUTS
 

@@ -84,19 +84,23 @@ def test_fp16_is_near_the_canonical_graph(network: str, scheme: str, least: floa
     assert sqnr_db(wanted, run(tensorrt.lower(canonical, HALF), images(network), optimize=False)) > least
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a8+attn8"])
-def test_fp16_flips_few_roundings_and_none_by_two(digits_bundle: Callable[[str], Path], scheme: str) -> None:
-    """Every segment between two quantizers, fed the golden integers: what docs/tensorrt.md says of parity."""
-    bundle = Bundle.open(digits_bundle(scheme))
-    stored = bundle.file("graph", "tensorrt").read_bytes()
-    model = open_rung(Rung("dialect", "in FP16", "tensorrt", lambda _: stored, shifted=True), bundle)
-    golden = bundle.golden()
+def assert_few_flips(bundle: Bundle, rung: Rung) -> None:
+    """Fed the golden integers, no tap is two levels off, few are one, and the logits are near."""
+    model, golden = open_rung(rung, bundle), bundle.golden()
     made = model.aligned(golden, threads=1)
     for quantizer in model.quantizers:
         reference = golden.taps[quantizer.tap.golden].astype(np.int16)
         worst, percent = levels_apart(quantizer.tap.name, quantizer.to_reference(made[quantizer.tensor]), reference)
         assert worst <= 1 and percent < 5, quantizer.tap.name
     assert sqnr_db(golden.logits, made[bundle.manifest.output_name]) > 50
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a8+attn8"])
+def test_fp16_flips_few_roundings_and_none_by_two(digits_bundle: Callable[[str], Path], scheme: str) -> None:
+    """Every segment between two quantizers, fed the golden integers: what docs/tensorrt.md says of parity."""
+    bundle = Bundle.open(digits_bundle(scheme))
+    stored = bundle.file("graph", "tensorrt").read_bytes()
+    assert_few_flips(bundle, Rung("dialect", "in FP16", "tensorrt", lambda _: stored, shifted=True))
 
 
 INTEGER = [scheme for scheme in SCHEMES if scheme != "w4a16"]
@@ -143,13 +147,7 @@ def test_our_kernels_flip_few_roundings_and_none_by_two(digits_bundle: Callable[
     bundle = Bundle.open(digits_bundle(scheme))
     stored = serialized(tensorrt.lower(ir.load(bundle.file("canonical")), KERNELS))
     rung = Rung("dialect", "on kernels", "tensorrt", lambda _: stored, lambda _, data: written_out(data), shifted=True)
-    model, golden = open_rung(rung, bundle), bundle.golden()
-    made = model.aligned(golden, threads=1)
-    for quantizer in model.quantizers:
-        reference = golden.taps[quantizer.tap.golden].astype(np.int16)
-        worst, percent = levels_apart(quantizer.tap.name, quantizer.to_reference(made[quantizer.tensor]), reference)
-        assert worst <= 1 and percent < 5, quantizer.tap.name
-    assert sqnr_db(golden.logits, made[bundle.manifest.output_name]) > 50
+    assert_few_flips(bundle, rung)
 
 
 def test_a_scheme_without_quantizers_has_nothing_for_the_kernels() -> None:

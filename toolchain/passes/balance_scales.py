@@ -12,7 +12,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.passes.match import constant, linears, set_constant
+from toolchain.passes.match import constant, linears, new_constant, set_constant
 
 
 class BalanceScales(ir.passes.InPlacePass):
@@ -61,7 +61,4 @@ class BalanceScales(ir.passes.InPlacePass):
         """The DequantizeLinear gets a scale of its own; its QuantizeLinear keeps the old one."""
         shared = dequantize.inputs[1]
         assert shared is not None
-        own = ir.Value(name=f"{shared.name}.balanced")
-        set_constant(own, step)
-        graph.register_initializer(own)
-        dequantize.replace_input_with(1, own)
+        dequantize.replace_input_with(1, new_constant(graph, f"{shared.name}.balanced", step))

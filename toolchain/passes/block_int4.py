@@ -15,6 +15,8 @@ import onnx_ir as ir
 
 from toolchain.passes.match import constant, linears, set_constant
 
+TENSORRT_BLOCKS = (128, 64)  # of INT4, as TensorRT documents them
+
 
 class BlockInt4(ir.passes.InPlacePass):
     """DequantizeLinear of INT4 [K, N] with N scales gets K/B x N of them; blocks that are there stay.
@@ -24,7 +26,7 @@ class BlockInt4(ir.passes.InPlacePass):
             or stay as they are.
     """
 
-    def __init__(self, sizes: Sequence[int] = (128, 64), widen: bool = True) -> None:
+    def __init__(self, sizes: Sequence[int] = TENSORRT_BLOCKS, widen: bool = True) -> None:
         self.sizes = sizes
         self.widen = widen
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from runtime.kernels.nodes import K_MULTIPLE, LINEAR_F16, LINEAR_I8, NAMESPACE, VERSION
 from runtime.kernels.packing import INT4_MAX, INT8_MAX, pack_int4, pack_int8
-from toolchain.passes.match import Linear, constant, drop, linears, only_consumer, set_constant
+from toolchain.passes.match import Linear, constant, drop, forget, linears, new_constant, only_consumer, set_constant
 from toolchain.passes.shift import Shift, shifts
 
 
@@ -160,13 +160,13 @@ def _replace(model: ir.Model, layer: _Layer, shift: Shift | None) -> None:
     inputs = [
         source,
         stored,
-        _constant(graph, f"{name}.scale", step * layer.weight_scale),
-        _constant(graph, f"{name}.bias", bias.astype(np.float32)),
+        new_constant(graph, f"{name}.scale", step * layer.weight_scale),
+        new_constant(graph, f"{name}.bias", bias.astype(np.float32)),
     ]
     if layer.quantize is not None:
         output_step = constant(layer.quantize.inputs[1])
         assert output_step is not None
-        inputs.append(_constant(graph, f"{name}.step", output_step.astype(np.float32).reshape(1)))
+        inputs.append(new_constant(graph, f"{name}.step", output_step.astype(np.float32).reshape(1)))
     op_type, dtype = (LINEAR_F16, ir.DataType.FLOAT16) if layer.quantize is None else (LINEAR_I8, ir.DataType.INT8)
     attributes: dict[str, str | int] = {
         "plugin_namespace": NAMESPACE,
@@ -180,24 +180,15 @@ def _replace(model: ir.Model, layer: _Layer, shift: Shift | None) -> None:
         NAMESPACE, op_type, inputs, ir.convenience.convert_attributes(attributes), outputs=[out], name=matmul.name
     )
     old = [one for one in (matmul, layer.add, layer.gelu, layer.quantize) if one is not None]
-    read = [value for one in old for value in one.inputs if value is not None]
+    read = [value for one in old for value in one.inputs]
     ir.convenience.replace_nodes_and_values(graph, layer.last, old, [node], [layer.last.outputs[0]], [out])
     out.type = ir.TensorType(dtype)
     for one in (weight, activation):
         if not one.outputs[0].uses():
             drop(graph, one)
-    for value in read:  # the bias, and the step and zero point of a quantizer that went
-        if value.is_initializer() and value.name is not None and not value.uses():
-            del graph.initializers[value.name]
+    forget(graph, read)  # the bias, and the step and zero point of a quantizer that went
     set_constant(stored, packed)
 
 
 def _half(number: np.float32) -> np.float32:
     return np.float32(np.float16(number))
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name)
-    set_constant(value, array)
-    graph.register_initializer(value)
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +31,24 @@ def set_constant(value: ir.Value, array: np.ndarray) -> None:
     value.type = ir.TensorType(tensor.dtype)
 
 
+def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A further initializer of the graph."""
+    value = ir.Value(name=name)
+    set_constant(value, array)
+    graph.register_initializer(value)
+    return value
+
+
 def drop(graph: ir.Graph, node: ir.Node) -> None:
     """Remove a node nobody reads, and the initializers nobody reads after it."""
     inputs = list(node.inputs)
     graph.remove(node, safe=True)
-    for value in inputs:
+    forget(graph, inputs)
+
+
+def forget(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
+    """Remove those of ``values`` that are initializers nobody reads."""
+    for value in values:
         if value is None or value.name is None or value.uses():
             continue
         if value.is_initializer() and value.name in graph.initializers:

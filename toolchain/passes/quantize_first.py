@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from runtime.quantizers import MOVES
 from toolchain.passes.match import constant, only_consumer
-
-MOVES = frozenset({"Reshape", "Transpose"})
 
 
 class QuantizeFirst(ir.passes.InPlacePass):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.passes.match import constant, only_consumer, set_constant
+from toolchain.passes.match import constant, forget, new_constant, only_consumer
 from toolchain.passes.shift import Shift, shifts
 
 
@@ -88,9 +88,5 @@ def _own(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray) -> None:
     """Give ``node`` a constant of its own as input ``index``; what nobody reads then, goes."""
     old = node.inputs[index]
     assert old is not None and old.name is not None
-    made = ir.Value(name=f"{old.name}.unit")
-    set_constant(made, np.asarray(array, dtype=np.float32))
-    graph.register_initializer(made)
-    node.replace_input_with(index, made)
-    if not old.uses() and old.name in graph.initializers:
-        del graph.initializers[old.name]
+    node.replace_input_with(index, new_constant(graph, f"{old.name}.unit", np.asarray(array, dtype=np.float32)))
+    forget(graph, [old])

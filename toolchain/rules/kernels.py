@@ -6,16 +6,11 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from runtime.kernels.nodes import INPUTS, K_MULTIPLE, NAMESPACE, VERSION
+from runtime.kernels.nodes import INPUTS, K_MULTIPLE, NAMESPACE, VERSION, is_kernel
 from runtime.kernels.packing import padded
 from toolchain.passes.match import constant
 from toolchain.rules.graph import nodes
 from toolchain.rules.rule import Hit, error, rule
-
-
-def is_kernel(node: ir.Node) -> bool:
-    """Whether a node is one that our plugins know."""
-    return node.domain == NAMESPACE and node.op_type in INPUTS
 
 
 @rule(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
+from runtime.kernels.nodes import is_kernel
 from toolchain.rules.graph import DEQUANTIZE, FOUR_BITS, QUANTIZE, block_size, given, integer_type, nodes, vector
-from toolchain.rules.kernels import is_kernel
 from toolchain.rules.rule import Hit, error, rule, warning
 
 MICROSOFT = "com.microsoft"

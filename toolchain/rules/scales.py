@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from toolchain.passes.block_int4 import TENSORRT_BLOCKS
 from toolchain.passes.match import constant
 from toolchain.rules.graph import (
     DEQUANTIZE,
@@ -152,7 +153,7 @@ def block_size_documented(model: ir.Model) -> Iterator[Hit]:
     """INT4 in blocks of other sizes whose product has a float activation."""
     for product, _, dequantize in weights(model):
         size = block_size(dequantize)
-        if size and size not in (64, 128) and integer_type(dequantize) in FOUR_BITS and not product.integer:
+        if size and size not in TENSORRT_BLOCKS and integer_type(dequantize) in FOUR_BITS and not product.integer:
             yield Hit(dequantize, f"it has a scale for every {size} weights")
 
 
