@@ -121,6 +121,13 @@ def test_on_our_kernels_every_linear_layer_is_one_node(network: str, scheme: str
         four = stored[node.name].dtype == ir.DataType.INT4
         assert node.attributes["bits"].as_int() == (4 if four else 8)
         assert node.inputs[1].name == stored[node.name].name
+        fc1 = node.name.endswith("mlp.fc1/MatMul")
+        assert node.op_type == ("linear_i8" if fc1 else "linear_f16")
+        if fc1:
+            assert (node.attributes["gelu"].as_int(), node.attributes["affine"].as_int()) == (1, 1)
+            (use,) = node.outputs[0].uses()
+            assert (use.idx, use.node.name) == (0, node.name.replace("fc1", "fc2")) and use.node.domain == "intvit"
+    assert not {"Gelu", "Sub"} & {node.op_type for node in made.graph}
     path = tmp_path / "model.onnx"
     path.write_bytes(serialized(made))
     onnx.checker.check_model(str(path), full_check=True)
@@ -286,7 +293,9 @@ def test_the_options_are_part_of_the_stage(tmp_path: Path, capsys: pytest.Captur
         _, graph = built(f"precision={precision}")
         assert graph.initializers["head.bias"].dtype == dtype
     bundle, graph = built("kernels=on")
-    assert [node.op_type for node in graph if node.domain == "intvit"] == ["linear_f16"] * 14
+    kernels = Counter((node.name.split(".")[-1], node.op_type) for node in graph if node.domain == "intvit")
+    assert kernels.pop(("fc1/MatMul", "linear_i8")) == 3 == kernels[("fc2/MatMul", "linear_f16")]
+    assert kernels.total() == 11 and {op_type for _, op_type in kernels} == {"linear_f16"}
     assert findings(read(bundle.file("graph", "tensorrt")), "tensorrt") == []
     assert "tensorrt graph" in capsys.readouterr().out
 
