@@ -189,9 +189,10 @@ def _levels(clip: ir.Node, step: float) -> tuple[int, int] | None:
     """The bounds of ``clip`` in steps, where both are whole levels of INT8."""
     bounds = [constant(value) for value in clip.inputs[1:]]
     steps = [bound.item() / step for bound in bounds if bound is not None and bound.size == 1]
-    low, high = (round(one) for one in steps) if len(steps) == 2 else (1, 0)
-    whole = all(abs(one - round(one)) < 1e-3 for one in steps)
-    return (low, high) if whole and -128 <= low <= high <= 127 else None
+    if len(steps) != 2 or not all(abs(one) <= 128 and abs(one - round(one)) < 1e-3 for one in steps):
+        return None
+    low, high = (round(one) for one in steps)
+    return (low, high) if low <= high <= 127 else None
 
 
 def _replace(model: ir.Model, layer: _Layer, shift: Shift | None, going: set[int]) -> None:
