@@ -299,7 +299,6 @@ KEPT = {
     ),
     "bounds between levels": (WHOLE.replace("low = {-0.25}", "low = {-0.24}"), "Clip"),
     "bounds beyond INT8": (WHOLE.replace("high = {0.21875}", "high = {4}"), "Clip"),
-    "a bound far away": (WHOLE.replace("high = {0.21875}", "high = {3e38}"), "Clip"),
     "bounds that cross": (WHOLE.replace("high = {0.21875}", "high = {-0.5}"), "Clip"),
     "one bound": (WHOLE.replace("Clip(t, low, high)", "Clip(t, low)"), "Clip"),
     "unsigned levels": (WHOLE.replace("int8 next_zero", "uint8 next_zero"), "QuantizeLinear"),
