@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calib.errors import IntvitError
+from calib.given import require_checkpoint
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema", "module")
 
@@ -37,25 +38,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         IntvitError: no such file, an unknown suffix, a damaged file, or anything in it but plain tensors.
     """
-    if not path.is_file():
-        raise IntvitError(
-            "no such checkpoint",
-            where=str(path),
-            why="it is a folder" if path.is_dir() else "there is no file of that name",
-            next="give --checkpoint the path of an existing file",
-        )
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        state = _read_safetensors(path)
-    elif suffix in {".pt", ".pth"}:
-        state = _read_torch(path)
-    else:
-        raise IntvitError(
-            "a checkpoint ends in .safetensors, .pt or .pth",
-            where=str(path),
-            why=f"this one ends in {suffix}" if suffix else "this one has no suffix",
-            next="save it with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
-        )
+    require_checkpoint(path)
+    state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 

@@ -21,21 +21,9 @@ from torch import nn
 
 from calib.checkpoint import load_into, read_state_dict, reason, sha256_of
 from calib.errors import IntvitError
+from calib.given import PACKAGED, RANDOM, SHORT_NAMES
 from calib.hub import fetch
 from calib.quant.surgery import refuse_unknown_parts
-
-SHORT_NAMES = {
-    "deit_t": "deit_tiny_patch16_224.fb_in1k",
-    "deit_s": "deit_small_patch16_224.fb_in1k",
-    "deit_b": "deit_base_patch16_224.fb_in1k",
-    "vit_t": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-    "vit_s": "vit_small_patch16_224.augreg_in21k_ft_in1k",
-    "vit_b": "vit_base_patch16_224.augreg_in21k_ft_in1k",
-    "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
-    "swin_s": "swin_small_patch4_window7_224.ms_in1k",
-    "swin_b": "swin_base_patch4_window7_224.ms_in22k_ft_in1k",
-}
-PACKAGED = ("vit_digits",)
 
 
 @dataclass(frozen=True)
@@ -186,7 +174,7 @@ def load(name: str, checkpoint: str | None = None, seed: int = 0) -> LoadedModel
             fetch them on a machine with a network.
     """
     spec = describe(name)
-    if checkpoint == "random":
+    if checkpoint == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = spec.build()

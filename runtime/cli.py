@@ -60,6 +60,9 @@ def render_error(error: BaseException) -> str:
         return IntvitError("the operating system refused", where=str(error.filename or ""), why=reason).render()
     if isinstance(error, MemoryError):
         return IntvitError("out of memory", why=str(error), next="use a smaller --batch or --limit").render()
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        why = "building a bundle needs it, running one does not"
+        return IntvitError(f"{error.name} is not installed", why=why, next="pip install 'intvit[build]'").render()
     return IntvitError(
         f"unexpected {type(error).__name__}: {error}".rstrip(": "),
         why="this is a fault of intvit, not of what you typed",

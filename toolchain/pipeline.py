@@ -26,12 +26,13 @@ from runtime.progress import task
 from toolchain.bundle import write_golden, write_side_files
 from toolchain.lowering import lower
 from toolchain.stages import StageResult, StageStore
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions
 from toolchain.traces import write_traces
 
 # What a stage's key covers: every module that has a part in its result. A test follows the imports.
 MODEL_CODE = (
     "calib/models.py",
+    "calib/given.py",
     "calib/precision.py",
     "calib/checkpoint.py",
     "calib/scheme.py",

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from calib.errors import IntvitError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from calib.synthesis.methods import SynthesisConfig
 
 ENTRY = "loss"

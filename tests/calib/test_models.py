@@ -17,7 +17,8 @@ from torch import nn
 from calib import hub, models
 from calib.checkpoint import sha256_of
 from calib.errors import IntvitError
-from calib.models import SHORT_NAMES, LoadedModel, describe, load, require_supported
+from calib.given import SHORT_NAMES
+from calib.models import LoadedModel, describe, load, require_supported
 from tests.calib.networks import complete, pictures
 
 TAGS = {

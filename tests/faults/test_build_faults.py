@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import toolchain.build
 from calib.synthesis import engine
 from runtime import cli
 from runtime.bundle import Bundle
 from tests.conftest import REPO
-from toolchain import pipeline
+from toolchain import assemble, pipeline
 from toolchain.build import main
 
 ITERATIONS = 10
@@ -201,7 +200,7 @@ def test_ctrl_c_while_measuring_leaves_the_old_bundle(tmp_path: Path, monkeypatc
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(toolchain.build, "write_manifest", interrupted)
+    monkeypatch.setattr(assemble, "write_manifest", interrupted)
     assert build(cache, out, "--seed", "5") == 130
     assert files(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out"]

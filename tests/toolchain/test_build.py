@@ -96,7 +96,7 @@ def test_a_report_that_cannot_be_written_costs_no_bundle(
     def fail(bundles: list[Path], out: Path) -> None:
         raise IntvitError("no ink", where=str(out))
 
-    monkeypatch.setattr("toolchain.build.write_report", fail)
+    monkeypatch.setattr("toolchain.assemble.write_report", fail)
     assert build(quick.cache, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "no ink" in said and "the bundle is whole" in said
