@@ -22,6 +22,7 @@ from runtime.onnx_wire import read_graph
 from runtime.quantizers import Quantizer, locate
 from runtime.registry import EngineRecord, compile_key, find_engine
 
+OLDEST = "1.23"  # 1.22.1 knows INT4 tensors, but has no Cast of them: it does not load a w4a8 graph
 _PROVIDER = "CPUExecutionProvider"
 FUSED_ATTENTION = (1, 24)  # the first version with a kernel for Attention and for everything else in opset 23
 
@@ -130,7 +131,7 @@ def make_session(
             "ONNX Runtime cannot load the graph",
             where=where or (str(model) if isinstance(model, Path) else ""),
             why=f"onnxruntime {ort.__version__}: {error}",
-            next="run `python -m runtime.doctor`; intvit needs onnxruntime 1.23 or later",
+            next=f"run `python -m runtime.doctor`; intvit needs onnxruntime {OLDEST} or later",
         ) from error
 
 
