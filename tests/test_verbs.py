@@ -39,10 +39,15 @@ WRONG = (
     ((*BUILD, "--checkpoint", "{file}"), 1, "ends in .safetensors, .pt or .pth"),
     ((*BUILD, "--eval", "{file}"), 1, "it is a file"),
     ((*BUILD, "--out", "{file}"), 1, "no bundle"),
+    ((*BUILD, "--out", "{file}/bundle"), 1, "nothing can be written at --out"),
+    ((*BUILD, "--out", "/proc/bundle"), 1, "nothing can be written at --out"),
+    ((*BUILD, "--out", "."), 1, "this one has none"),
     ((*BUILD, "--images", "0"), 2, "--images"),
     ((*SENSITIVITY, "--method", "real"), 1, "reads no real images"),
     ((*SENSITIVITY, "--checkpoint", "nowhere.pt"), 1, "no such checkpoint"),
     ((*IMAGES, "--out", "{file}"), 1, "something at --out already"),
+    ((*IMAGES, "--out", "{file}/set"), 1, "nothing can be written at --out"),
+    ((*IMAGES, "--out", "new/.."), 1, "this one has none"),
     ((*IMAGES, "--out", "new", "--method", "psaqq"), 1, "near matches: psaq"),
     ((*IMAGES, "--out", "new", "--prior", "{file}"), 1, "FILE.py=WEIGHT"),
     (("toolchain.lint", "{file}", "--target", "trt"), 1, "known: ort, openvino, tensorrt"),
@@ -108,7 +113,14 @@ def test_a_wrong_command_line_is_told_without_a_heavy_library(tmp_path: Path) ->
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "empty").mkdir()
     places = {"{file}": str(tmp_path / "notes.txt"), "{bundle}": str(tmp_path / "empty")}
-    found = run([[places.get(word, word) for word in words] for words, _, _ in WRONG], tmp_path)
+
+    def placed(word: str) -> str:
+        for name, path in places.items():
+            word = word.replace(name, path)
+        return word
+
+    lines = [[placed(word) for word in words] for words, _, _ in WRONG]
+    found = run(lines, tmp_path)
     for (words, code, text), (left, imported, said) in zip(WRONG, found, strict=True):
         assert (left, imported) == (code, []), (words, said)
         assert text in " ".join(said.split()), (words, said)

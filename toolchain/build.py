@@ -15,6 +15,7 @@ from rich.console import Console
 from calib.align.config import FORMS
 from calib.errors import IntvitError as CalibError
 from calib.given import CheckpointOption, DeviceOption, ModelOption, device_of, require_checkpoint, require_device
+from calib.output import require_place
 from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, methods, recipe, with_own_priors
 from calib.scheme import parse, require_buildable
 from runtime import cli
@@ -160,6 +161,7 @@ def main(
             backend_class(measured_backend(targets))
             require_folder(eval_data)
         path = out or Path("build") / f"{model}-{scheme}".replace(":", "")
+        require_place(path)
         check_out(path, f"{model}-{scheme}", force)
         # Not at the top: --help and every error above need not wait for torch, timm and onnx.
         from calib.models import load
@@ -175,6 +177,10 @@ def main(
         job = Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets, options)
         bundle = build(job, path, StageStore(cache or default_store(), force), eval_data, console)
         write_reports(bundle, targets, console)
+    except KeyboardInterrupt:
+        if not force:
+            console.print("the same command goes on from here: what is done is kept", highlight=False)
+        raise
     except CalibError as error:
         raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error
     if layers:
