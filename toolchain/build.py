@@ -31,6 +31,7 @@ from toolchain.targets.choices import (
     DEFAULT_TARGET,
     TARGETS,
     TensorRtOptions,
+    backend_option,
     measured_backend,
     option_choices,
     require_carried,
@@ -42,24 +43,25 @@ REPORT = "report.html"
 
 def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> None:
     manifest = bundle.manifest
-    console.print(f"\n{manifest.name} -> {out}", highlight=False, markup=False)
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)  # commands are copied whole
+
+    say(f"\n{manifest.name} -> {out}")
     if manifest.weights == "random":
-        console.print("RANDOM WEIGHTS: LATENCY MEANS SOMETHING, ACCURACY MEANS NOTHING", style="bold red")
+        say("RANDOM WEIGHTS: LATENCY MEANS SOMETHING, ACCURACY MEANS NOTHING", "bold red")
     source = "no real image read" if manifest.data_free else "REAL IMAGES WERE READ FOR CALIBRATION"
-    console.print(f"{manifest.method}, {manifest.images} images, seed {manifest.seed}: {source}", highlight=False)
+    say(f"{manifest.method}, {manifest.images} images, seed {manifest.seed}: {source}")
     sizes = [f"{entry.target} graph {entry.bytes / 1e6:.1f} MB" for entry in manifest.files if entry.role == "graph"]
-    twin = bundle.entry("float_twin").bytes / 1e6
-    console.print(f"{', '.join(sizes)}, float32 twin {twin:.1f} MB", highlight=False, soft_wrap=True)
+    say(f"{', '.join(sizes)}, float32 twin {bundle.entry('float_twin').bytes / 1e6:.1f} MB")
     if reported := manifest.reported:
-        console.print(
+        say(
             f"top-1 on {reported['images']} pictures: float32 {reported['float_top1']:.2f}, "
             f"fake-quant {reported['fake_quant_top1']:.2f}, engine {reported['engine_top1']:.2f} "
-            f"(standard error of the difference {reported['stderr']:.2f})",
-            highlight=False,
-            soft_wrap=True,
+            f"(standard error of the difference {reported['stderr']:.2f})"
         )
-    console.print(f"{seconds:.0f} s. What is known of it: {out / REPORT}", highlight=False, markup=False)
-    console.print(f"Next: python -m runtime.bench {out}", highlight=False, markup=False)
+    say(f"{seconds:.0f} s. What is known of it: {out / REPORT}")
+    say(f"Next: python -m runtime.bench {out}{backend_option(bundle.targets)}")
 
 
 def _targets(chosen: list[str] | None) -> list[str]:

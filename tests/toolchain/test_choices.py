@@ -15,6 +15,11 @@ def test_every_target_has_a_dialect_and_a_backend() -> None:
     assert {choices.DEFAULT_TARGET, *choices.INTEGER_ONLY} <= set(choices.TARGETS)
 
 
+def test_a_bundle_without_the_default_target_wants_its_backend_named() -> None:
+    assert choices.backend_option(["openvino", "ort"]) == choices.backend_option([]) == ""
+    assert choices.backend_option(["openvino"]) == " --backend openvino"
+
+
 def test_every_value_of_an_option_is_taken() -> None:
     for part in choices.option_choices().split(", "):
         name, values = part.split("=")

@@ -60,7 +60,7 @@ def headline(found: Measured) -> list[Headline]:
 
 
 def _missing(found: Measured, what: str, kind: str, more: str = "") -> Headline:
-    return Headline(what, missing=command(kind, found.bundle.root) + more)
+    return Headline(what, missing=command(kind, found.bundle) + more)
 
 
 def _size(found: Measured) -> Iterator[Headline]:

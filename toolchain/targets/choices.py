@@ -40,6 +40,14 @@ def measured_backend(targets: list[str]) -> str:
     return DEFAULT_TARGET if DEFAULT_TARGET in targets else targets[0]
 
 
+def backend_option(targets: list[str]) -> str:
+    """What a verb of the runtime has to be told beside a bundle with these targets, a space before it; mostly nothing.
+
+    The verbs take :data:`DEFAULT_TARGET` where nothing is said.
+    """
+    return "" if not targets or DEFAULT_TARGET in targets else f" --backend {measured_backend(targets)}"
+
+
 @dataclass(frozen=True)
 class TensorRtOptions:
     """Options of the dialect. Those that exclude each other are an IntvitError.
