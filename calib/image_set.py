@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from calib.output import IMAGES, META, PREVIEW
 from calib.preview import contact_sheet
 from calib.progress import task
 from calib.synthesis.engine import SyntheticSet, assemble, make_groups, starting_images
-from calib.synthesis.methods import SynthesisConfig
+from calib.synthesis.methods import SynthesisConfig, as_record
 from calib.synthesis.processes import Place, gather
 from calib.synthesis.show import show
 from calib.synthesis.twin import has_fast_bf16
@@ -35,7 +35,7 @@ def recipe(loaded: LoadedModel, config: SynthesisConfig, seed: int, device: str)
         "model": loaded.spec.name,
         "tag": loaded.spec.tag,
         "weights": loaded.digest,
-        "config": asdict(config),
+        "config": as_record(config),
         "seed": seed,
         "device": device,
         "bf16": has_fast_bf16(device),

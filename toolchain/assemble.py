@@ -47,6 +47,7 @@ def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, cons
         data_free=job.recipe.data_free,
         stages={"images": images.key, "calibrate": calibrated.key, "lower": lowered.key},
         options=job.target_options,
+        command=job.command,
     )
     cost = {"images": images.cost, "calibrate": calibrated.cost, "lower": lowered.cost}
     return _assemble(model, origin, job.targets, lowered.folder, out, evaluate_on, cost)

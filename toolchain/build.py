@@ -5,16 +5,25 @@ Everything that can be wrong with a command line is said before torch is importe
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from calib.align.config import FORMS
 from calib.errors import IntvitError as CalibError
-from calib.given import CheckpointOption, DeviceOption, ModelOption, device_of, require_checkpoint, require_device
+from calib.given import (
+    RANDOM,
+    CheckpointOption,
+    DeviceOption,
+    ModelOption,
+    device_of,
+    require_checkpoint,
+    require_device,
+)
 from calib.output import require_place
 from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, methods, recipe, with_own_priors
 from calib.scheme import parse, require_buildable
@@ -62,6 +71,15 @@ def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> Non
         )
     say(f"{seconds:.0f} s. What is known of it: {out / REPORT}")
     say(f"Next: python -m runtime.bench {out}{backend_option(bundle.targets)}")
+
+
+def _command(options: dict[str, Any]) -> str:
+    """What to type for the same bundle: options that are None are left out, a list is an option for each."""
+    words = ["python", "-m", "toolchain.build"]
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [] if one is None else [name, str(one)]
+    return shlex.join(words)
 
 
 def _targets(chosen: list[str] | None) -> list[str]:
@@ -176,7 +194,25 @@ def main(
         require_groups(loaded.module, scheme)
         if eval_data is not None:
             load_folder(eval_data, Classes(tuple(loaded.spec.class_ids), tuple(loaded.spec.class_names)))
-        job = Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets, options)
+        again = _command(
+            {
+                "--model": model,
+                "--bits": str(scheme),
+                "--method": method,
+                "--budget": budget,
+                "--correction": correction,
+                "--images": images,
+                "--iterations": iterations,
+                "--prior": [Path(text).name for text in prior or ()],
+                "--checkpoint": checkpoint if checkpoint in (None, RANDOM) else "FILE",
+                "--calib-data": None if calib_data is None else "DIR",
+                "--target": ",".join(targets),
+                "--option": option,
+                "--device": where if where == "cuda" else None,
+                "--seed": seed,
+            }
+        )
+        job = Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets, options, again)
         bundle = build(job, path, StageStore(cache or default_store(), force), eval_data, console)
         write_reports(bundle, targets, console)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,26 @@ def test_the_bundle_holds_what_the_issue_asks_for(quick: Built) -> None:
     assert all((tap.qmin, tap.qmax) == (-128, 127) for tap in manifest.taps)
     assert [tap.name for tap in manifest.taps if tap.zero_point] == [f"blocks.{i}.mlp.fc2" for i in range(3)]
     assert quick.bundle.classes().ids == tuple("0123456789")
+
+
+def test_the_command_it_names_makes_the_same_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/small.py").write_text("def loss(images, attention):\n    return images.square().mean()\n")
+    options = ["--bits", "W8A8", "--prior", "mine/small.py=0.5", "--correction", "diag", "--seed", "4"]
+    options += ["--target", "ort,openvino"]
+    assert build(tmp_path / "cache", tmp_path / "first", *options, base=QUICK) == 0
+    command = Bundle.open(tmp_path / "first").manifest.provenance["command"]
+    assert "mine" not in command and command in " ".join(
+        re.sub(r"<[^>]+>", "", (tmp_path / "first/report.html").read_text("utf-8")).split()
+    )
+    monkeypatch.chdir(tmp_path / "mine")
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "toolchain.build"]
+    assert build(tmp_path / "cache", tmp_path / "second", base=words[3:]) == 0
+    assert files(tmp_path / "second") == files(tmp_path / "first")
 
 
 def test_what_the_command_says(quick: Built) -> None:
