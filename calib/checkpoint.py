@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from calib.errors import IntvitError
 from calib.given import require_checkpoint
 
+_COPY = "it is probably truncated or altered: copy or download it again and compare its size"
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema", "module")
 
 
@@ -51,7 +52,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             "the checkpoint is not a readable safetensors file",
             where=str(path),
             why=str(error).splitlines()[0],
-            next="it is probably truncated or altered: copy or download it again and compare its size",
+            next=_COPY,
         ) from error
 
 
@@ -59,6 +60,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file torch's reader raises nearly anything: IndexError, struct.error, ...
+        if type(error).__name__ != "UnpicklingError":
+            raise IntvitError("the checkpoint is damaged", where=str(path), why=reason(error), next=_COPY) from error
         raise IntvitError(
             "the checkpoint is damaged or holds more than plain tensors, and nothing else is ever unpickled",
             where=str(path),
@@ -85,10 +88,11 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def reason(error: Exception) -> str:
-    """The line of another library's error that says what it met; torch puts advice in front of it."""
+    """The sentence of another library's error that says what it met; torch puts advice in front of it and behind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith("WeightsUnpickler error:")] or lines or ["no detail"]
-    return f"{type(error).__name__}: {telling[0].removeprefix('WeightsUnpickler error: ')[:300]}"
+    sentence = telling[0].removeprefix("WeightsUnpickler error: ").split(". ")[0]
+    return f"{type(error).__name__}: {sentence[:300]}"
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -104,7 +108,11 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
         raise IntvitError(
             "the checkpoint is of another model",
             where=where,
-            why=f"{len(missing)} tensors missing (first: {missing[:3]}), {len(extra)} unexpected (first: {extra[:3]})",
+            why="; ".join(
+                f"{len(names)} tensors {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+                for what, names in (("missing", missing), ("unexpected", extra))
+                if names
+            ),
             next="check --model against the checkpoint; any full timm tag can be given",
         )
     for name, tensor in state.items():
