@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 
 from calib.align.config import FORMS
-from calib.errors import IntvitError as CalibError
 from calib.given import (
     RANDOM,
     CheckpointOption,
@@ -219,8 +218,6 @@ def main(
         if not force:
             console.print("the same command goes on from here: what is done is kept", highlight=False)
         raise
-    except CalibError as error:
-        raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error
     if layers:
         report_layers(bundle.manifest.provenance["calibration"], path.with_name(f"{path.name}-layers.json"), console)
     _summary(bundle, path, time.monotonic() - started, console)

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calib.errors import IntvitError as CalibError
 from calib.given import CheckpointOption, ModelOption, require_checkpoint
 from calib.recipes import recipe
 from calib.scheme import parse, require_buildable
@@ -43,23 +42,20 @@ def main(
     debug: cli.DebugOption = False,
 ) -> None:
     """Rank the layers of a Vision Transformer by what rounding each alone does to its answers."""
-    try:
-        scheme = parse(bits)
-        require_buildable(scheme)
-        chosen = recipe(method)
-        if not chosen.data_free:
-            raise IntvitError("sensitivity reads no real images", where="--method", next="name a data-free method")
-        require_checkpoint(checkpoint)
-        from calib.models import load  # not above: --help and wrong options need not wait for torch
-        from calib.sensitivity import sensitivities
-        from toolchain.pipeline import Job, images_stage, read_images, stepper
+    scheme = parse(bits)
+    require_buildable(scheme)
+    chosen = recipe(method)
+    if not chosen.data_free:
+        raise IntvitError("sensitivity reads no real images", where="--method", next="name a data-free method")
+    require_checkpoint(checkpoint)
+    from calib.models import load  # not above: --help and wrong options need not wait for torch
+    from calib.sensitivity import sensitivities
+    from toolchain.pipeline import Job, images_stage, read_images, stepper
 
-        job = Job(load(model, checkpoint, seed), scheme, chosen, images, None, None, seed, "cpu", [])
-        pixels = read_images(images_stage(job, StageStore(cache or default_store())), job)
-        with task(f"sensitivity ({scheme})", STEPS) as advance:
-            found = sensitivities(job.loaded.module, scheme, pixels, seed, progress=stepper(advance, STEPS))
-    except CalibError as error:
-        raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error
+    job = Job(load(model, checkpoint, seed), scheme, chosen, images, None, None, seed, "cpu", [])
+    pixels = read_images(images_stage(job, StageStore(cache or default_store())), job)
+    with task(f"sensitivity ({scheme})", STEPS) as advance:
+        found = sensitivities(job.loaded.module, scheme, pixels, seed, progress=stepper(advance, STEPS))
     if json_out is not None:
         atomic_write_json(json_out, [asdict(each) for each in found])
     _show(found, Console())
