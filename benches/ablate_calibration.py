@@ -16,9 +16,8 @@ import typer
 from benches.real_accuracy import CALIBRATION_IMAGES, CHECKPOINT
 from benches.record import write_result
 from benches.synthesis_sets import photographs
-from calib.align.correction import CorrectionConfig
-from calib.align.layer import LayerConfig
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.align.config import CalibrateConfig, CorrectionConfig, LayerConfig
+from calib.calibrate import calibrate
 from calib.models import load
 from calib.recipes import BUDGETS
 from calib.scheme import parse

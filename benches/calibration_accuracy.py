@@ -95,7 +95,7 @@ def main(
     wanted = [
         (scheme, method, int(count), None if method == REAL else iterations, budget, correction or None, int(seed))
         for seed in seeds.split(",")
-        for scheme in schemes.split(",")
+        for scheme in [str(parse(text)) for text in schemes.split(",")]
         for method in asked
         for count in images.split(",")
         for budget in limits

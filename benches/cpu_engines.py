@@ -88,9 +88,10 @@ def int8_peak(threads: int, seconds: float = 2.0) -> float:
     return side**3 / best / 1e9
 
 
-def measure(model: str, scheme: str, batch: int, threads: int, rounds: int, calls: int, names: list[str]) -> Any:
+def measure(
+    bundle: Path, model: str, scheme: str, batch: int, threads: int, rounds: int, calls: int, names: list[str]
+) -> dict[str, Any]:
     """One row: the median milliseconds of every engine, and every time."""
-    bundle = build(model, scheme)
     failed: dict[str, str] = {}
     with ExitStack() as stack:
         workers = []
@@ -134,10 +135,10 @@ def main(
     used, names = threads or machine.available_cores(), chosen(engines, list(ENGINES), "--engines")
     rows, have = kept_rows(NAME, KEY, force)
     for model in chosen(models, MODELS, "--models"):
-        for batch in map(int, batches.split(",")):
-            if (model, scheme, batch, used) in have:
-                continue
-            row = measure(model, scheme, batch, used, rounds, calls, names)
+        missing = [batch for batch in map(int, batches.split(",")) if (model, scheme, batch, used) not in have]
+        bundle = build(model, scheme) if missing else Path()
+        for batch in missing:
+            row = measure(bundle, model, scheme, batch, used, rounds, calls, names)
             rows = put_row(rows, row, KEY)
             versions = {name: machine.version_of(name) for name in PACKAGES}
             peak = round(int8_peak(used), 1)

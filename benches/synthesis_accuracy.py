@@ -173,7 +173,7 @@ def main(
     known = (*METHODS, REAL, *ABLATION)
     names = list(chosen(methods, known, "--methods")) if methods else [*METHODS, REAL]
     counts, numbers = ([int(part) for part in text.split(",")] for text in (images, seeds))
-    wanted = list(cells(names, counts, numbers, schemes.split(",")))
+    wanted = list(cells(names, counts, numbers, [str(parse(scheme)) for scheme in schemes.split(",")]))
     total = measure_all(wanted, iterations, force, device, jobs or available_cores())
     print(f"{RESULTS / NAME}.json: {total} rows")
 

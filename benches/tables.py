@@ -20,7 +20,8 @@ from benches.record import RESULTS, ROOT, read_result
 from runtime.cli import run
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_text
-from toolchain.rules import RULES, TARGETS
+from toolchain.rules import RULES
+from toolchain.targets.choices import TARGETS
 
 Record = dict[str, Any]
 _REGION = re.compile(r"^<!-- generated: (\S+) -->\n(.*?)^<!-- end: (\S+) -->$", re.MULTILINE | re.DOTALL)

@@ -19,9 +19,8 @@ import typer
 
 from benches.record import RESULTS, ROOT, kept_rows, put_row, write_result
 from benches.verbs import chosen
-from calib.align.correction import CorrectionConfig
-from calib.align.layer import LayerConfig
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.align.config import CalibrateConfig, CorrectionConfig, LayerConfig
+from calib.calibrate import calibrate
 from calib.models import LoadedModel, load
 from calib.scheme import parse
 from runtime import machine
@@ -31,10 +30,10 @@ from runtime.backends.trt.options import Batch
 from runtime.cli import run
 from runtime.errors import IntvitError
 from toolchain.graph import canonical_graph, float_graph
-from toolchain.lint import read
+from toolchain.onnx_file import read
 from toolchain.rules import findings
 from toolchain.targets import tensorrt
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions
 
 NAME = "trt_plans"
 PACKAGE = "tensorrt-rtx"

@@ -11,19 +11,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calib.align.distill import DistillConfig, Lesson, distill
+from calib.align.config import CalibrateConfig
+from calib.align.distill import Lesson, distill
 from calib.align.inputs import Split, arguments, in_batches, layer_inputs, require_finite, sample
-from calib.align.layer import LayerConfig, LayerRows, quantize_layer
+from calib.align.layer import LayerRows, quantize_layer
 from calib.align.product import quantize_product
-from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct
+from calib.align.reconstruct import Job, Suffix, reconstruct
 from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, middle_fold, search_fold
 from calib.align.settle import begin, set_ranges, settle, unsettle
 from calib.allocate import choose_bits
@@ -41,28 +41,6 @@ from calib.scheme import Scheme
 ALLOCATE_IMAGES = 32  # that choose the bits of each layer, where the scheme leaves them open
 SAVE_EVERY_S = 10.0  # pieces that took less together are done again rather than written to disk
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class CalibrateConfig:
-    """Options of the calibration.
-
-    Attributes:
-        layer: how one layer is quantized. fold: of scales and shifts, searched; or one shift a tensor, which is
-        asymmetric quantization in symmetric integers; or off. fold_rows: most token rows the search for
-        a fold looks at. reconstruct: block reconstruction, or None. distill: of the whole network at last, or None.
-        layer_images: most images, evenly spaced among all, that the steps before reconstruction look at. batch: images
-        a forward pass. seed: of the choice of rows and the order of images.
-    """
-
-    layer: LayerConfig = field(default_factory=LayerConfig)
-    fold: Literal["search", "shift", "off"] = "search"
-    fold_rows: int = 1024
-    reconstruct: ReconstructConfig | None = None
-    distill: DistillConfig | None = None
-    layer_images: int = 256
-    batch: int = 16
-    seed: int = 0
 
 
 @torch.no_grad()

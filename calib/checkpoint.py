@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calib.errors import IntvitError
+from calib.given import require_checkpoint
 
+_COPY = "it is probably truncated or altered: copy or download it again and compare its size"
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema", "module")
 
 
@@ -37,25 +39,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         IntvitError: no such file, an unknown suffix, a damaged file, or anything in it but plain tensors.
     """
-    if not path.is_file():
-        raise IntvitError(
-            "no such checkpoint",
-            where=str(path),
-            why="it is a folder" if path.is_dir() else "there is no file of that name",
-            next="give --checkpoint the path of an existing file",
-        )
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        state = _read_safetensors(path)
-    elif suffix in {".pt", ".pth"}:
-        state = _read_torch(path)
-    else:
-        raise IntvitError(
-            "a checkpoint ends in .safetensors, .pt or .pth",
-            where=str(path),
-            why=f"this one ends in {suffix}" if suffix else "this one has no suffix",
-            next="save it with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
-        )
+    require_checkpoint(path)
+    state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -67,7 +52,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             "the checkpoint is not a readable safetensors file",
             where=str(path),
             why=str(error).splitlines()[0],
-            next="it is probably truncated or altered: copy or download it again and compare its size",
+            next=_COPY,
         ) from error
 
 
@@ -75,6 +60,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file torch's reader raises nearly anything: IndexError, struct.error, ...
+        if type(error).__name__ != "UnpicklingError":
+            raise IntvitError("the checkpoint is damaged", where=str(path), why=reason(error), next=_COPY) from error
         raise IntvitError(
             "the checkpoint is damaged or holds more than plain tensors, and nothing else is ever unpickled",
             where=str(path),
@@ -101,10 +88,11 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def reason(error: Exception) -> str:
-    """The line of another library's error that says what it met; torch puts advice in front of it."""
+    """The sentence of another library's error that says what it met; torch puts advice in front of it and behind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith("WeightsUnpickler error:")] or lines or ["no detail"]
-    return f"{type(error).__name__}: {telling[0].removeprefix('WeightsUnpickler error: ')[:300]}"
+    sentence = telling[0].removeprefix("WeightsUnpickler error: ").split(". ")[0]
+    return f"{type(error).__name__}: {sentence[:300]}"
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -120,7 +108,11 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
         raise IntvitError(
             "the checkpoint is of another model",
             where=where,
-            why=f"{len(missing)} tensors missing (first: {missing[:3]}), {len(extra)} unexpected (first: {extra[:3]})",
+            why="; ".join(
+                f"{len(names)} tensors {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+                for what, names in (("missing", missing), ("unexpected", extra))
+                if names
+            ),
             next="check --model against the checkpoint; any full timm tag can be given",
         )
     for name, tensor in state.items():

@@ -30,6 +30,8 @@ def as_message(error: Exception) -> IntvitError:
         )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
         return IntvitError("out of memory", why=str(error).split("\n")[0], next="use a smaller --batch")
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return IntvitError(f"{error.name} is not installed", next="pip install 'intvit[build]'")
     return IntvitError(
         f"unexpected {type(error).__name__}: {error}".rstrip(": "),
         why="this is a fault of intvit, not of what you typed",

@@ -21,21 +21,9 @@ from torch import nn
 
 from calib.checkpoint import load_into, read_state_dict, reason, sha256_of
 from calib.errors import IntvitError
+from calib.given import PACKAGED, RANDOM, SHORT_NAMES
 from calib.hub import fetch
 from calib.quant.surgery import refuse_unknown_parts
-
-SHORT_NAMES = {
-    "deit_t": "deit_tiny_patch16_224.fb_in1k",
-    "deit_s": "deit_small_patch16_224.fb_in1k",
-    "deit_b": "deit_base_patch16_224.fb_in1k",
-    "vit_t": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-    "vit_s": "vit_small_patch16_224.augreg_in21k_ft_in1k",
-    "vit_b": "vit_base_patch16_224.augreg_in21k_ft_in1k",
-    "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
-    "swin_s": "swin_small_patch4_window7_224.ms_in1k",
-    "swin_b": "swin_base_patch4_window7_224.ms_in22k_ft_in1k",
-}
-PACKAGED = ("vit_digits",)
 
 
 @dataclass(frozen=True)
@@ -186,17 +174,19 @@ def load(name: str, checkpoint: str | None = None, seed: int = 0) -> LoadedModel
             fetch them on a machine with a network.
     """
     spec = describe(name)
-    if checkpoint == "random":
+    with torch.device("meta"):  # no memory and no time: nobody fetches weights to be told this
+        require_supported(spec.build(), spec)
+    if checkpoint == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = spec.build()
-        return LoadedModel(require_supported(module, spec), spec, "random", f"random-{seed}")
+        return LoadedModel(module, spec, "random", f"random-{seed}")
     if checkpoint is None and name not in PACKAGED:
         return _from_hub(spec)
     path = _asset(f"{name}.safetensors") if checkpoint is None else Path(checkpoint).expanduser()
     state = read_state_dict(path)
     spec = with_own_classes(spec, state)
-    module = require_supported(spec.build(), spec)
+    module = spec.build()
     adapt: Callable[..., dict[str, Any]] = swin_filter if isinstance(module, SwinTransformer) else vit_filter
     if set(state) != set(module.state_dict()):
         state = _adapted(adapt, state, module, str(path))
@@ -235,11 +225,11 @@ def _from_hub(spec: ModelSpec) -> LoadedModel:
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    return LoadedModel(require_supported(module, spec), spec, "hub", digest.hexdigest())
+    return LoadedModel(module, spec, "hub", digest.hexdigest())
 
 
-def require_supported(module: nn.Module, spec: ModelSpec) -> nn.Module:
-    """Pass ``module`` through if it is a plain ViT, DeiT or Swin as timm writes them.
+def require_supported(module: nn.Module, spec: ModelSpec) -> None:
+    """Refuse what is no plain ViT, DeiT or Swin as timm writes them.
 
     Raises:
         IntvitError: another class, or parts that the surgery cannot take: told here, before any image is synthesised.
@@ -252,4 +242,3 @@ def require_supported(module: nn.Module, spec: ModelSpec) -> nn.Module:
             next="short names: " + ", ".join(SHORT_NAMES),
         )
     refuse_unknown_parts(module)
-    return module

@@ -7,11 +7,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from calib.align.correction import FORMS, CorrectionConfig, Form
-from calib.align.distill import DistillConfig
-from calib.align.layer import LayerConfig
-from calib.align.reconstruct import ReconstructConfig
-from calib.calibrate import CalibrateConfig
+from calib.align.config import (
+    FORMS,
+    CalibrateConfig,
+    CorrectionConfig,
+    DistillConfig,
+    Form,
+    LayerConfig,
+    ReconstructConfig,
+)
 from calib.errors import IntvitError
 from calib.synthesis.methods import METHODS, SynthesisConfig, find
 from calib.synthesis.own_prior import parse_prior, with_priors

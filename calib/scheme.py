@@ -123,5 +123,7 @@ def require_buildable(scheme: Scheme) -> None:
 
 
 def _bad(text: str, why: str) -> IntvitError:
-    near = difflib.get_close_matches(text.lower(), COMMON, n=3, cutoff=0.4) or list(COMMON[:4])
+    bits = re.fullmatch(r"\D*(\d)\D*", text)  # int8, w8, 8-bit: no more is said than the width of the weights
+    near = [known for known in COMMON if bits is not None and known.startswith(f"w{bits[1]}a")][:3]
+    near = near or difflib.get_close_matches(text.lower(), COMMON, n=3, cutoff=0.4) or list(COMMON[:4])
     return IntvitError(f"unknown scheme {text!r}", where="--bits", why=why, next="near matches: " + ", ".join(near))

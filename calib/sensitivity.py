@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calib.align.correction import CorrectionConfig
+from calib.align.config import CorrectionConfig, LayerConfig
 from calib.align.distill import softened_divergence
 from calib.align.inputs import Split, arguments, in_batches, layer_inputs
-from calib.align.layer import LayerConfig, LayerRows, quantize_layer
+from calib.align.layer import LayerRows, quantize_layer
 from calib.align.product import quantize_product
 from calib.network import Network
 from calib.quant.attention import QuantProduct

@@ -93,6 +93,11 @@ class Bundle:
             check_file(root, entry.path, size=entry.bytes, sha256=entry.sha256, where=MANIFEST)
         return cls(root, manifest, digest, tuple(load_registry(root).engines))
 
+    @property
+    def targets(self) -> list[str]:
+        """The targets it has a graph for, sorted."""
+        return sorted(entry.target for entry in self.manifest.files if entry.role == "graph")
+
     def entry(self, role: Role, target: str = "") -> FileEntry:
         """The manifest's entry of that role and target.
 
@@ -104,6 +109,7 @@ class Bundle:
         if role == "graph" and not found:
             why = f"it was built for {', '.join(targets) or 'no target'}"
             hint = f"build it again with --target {','.join([*targets, target])}"
+            hint = f"--backend {' or '.join(targets)}; or {hint}" if targets else hint
             raise IntvitError(f"the bundle has no graph for {target}", where=str(self.root), why=why, next=hint)
         if len(found) != 1:
             label = f"{role!r} for target {target!r}" if target else repr(role)

@@ -51,8 +51,8 @@ def _say(text: str) -> None:
 
 def render_error(error: BaseException) -> str:
     """The message for any exception that ended a command, in :meth:`IntvitError.render`'s form."""
-    if isinstance(error, IntvitError):
-        return error.render()
+    if type(error).__name__ == IntvitError.__name__:  # calib's has the same form, and cannot be imported here
+        return str(error)
     if isinstance(error, OSError) and disk_full(error):
         return write_error(Path(str(error.filename or ".")), error).render()
     if isinstance(error, OSError) and error.errno is not None:
@@ -60,6 +60,9 @@ def render_error(error: BaseException) -> str:
         return IntvitError("the operating system refused", where=str(error.filename or ""), why=reason).render()
     if isinstance(error, MemoryError):
         return IntvitError("out of memory", why=str(error), next="use a smaller --batch or --limit").render()
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        why = "building a bundle needs it, running one does not"
+        return IntvitError(f"{error.name} is not installed", why=why, next="pip install 'intvit[build]'").render()
     return IntvitError(
         f"unexpected {type(error).__name__}: {error}".rstrip(": "),
         why="this is a fault of intvit, not of what you typed",

@@ -44,6 +44,19 @@ class Unreadable:
     files: list[tuple[str, str]] = field(default_factory=list)
 
 
+def require_folder(data: Path) -> None:
+    """Refuse an evaluation folder that is none.
+
+    Raises:
+        IntvitError: there is no such folder.
+    """
+    if not data.is_dir():
+        why = "it is a file" if data.exists() else "there is no such directory"
+        raise IntvitError(
+            "not an evaluation folder", where=str(data), why=why, next="give a folder DIR of DIR/<class>/*.jpg|png"
+        )
+
+
 def load_folder(data: Path, classes: Classes, *, limit: int | None = None) -> list[Sample]:
     """The labelled pictures of a folder, in sorted order; hidden files and folders and files deeper down are ignored.
 
@@ -55,9 +68,7 @@ def load_folder(data: Path, classes: Classes, *, limit: int | None = None) -> li
     Raises:
         IntvitError: no such folder, a folder that names no class (all are named), or no pictures.
     """
-    if not data.is_dir():
-        why = "it is a file" if data.exists() else "there is no such directory"
-        raise IntvitError("not an evaluation folder", where=str(data), why=why, next="give --data DIR")
+    require_folder(data)
     folders = sorted(item for item in data.iterdir() if item.is_dir() and not item.name.startswith("."))
     unknown = [folder.name for folder in folders if classes.index_of(folder.name) is None]
     if unknown:

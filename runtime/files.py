@@ -29,6 +29,8 @@ def write_error(path: Path, error: OSError) -> IntvitError:
             why="nothing was left behind: the unfinished file has been removed",
             next=f"free some space under {path.parent} and run the same command again",
         )
+    if isinstance(error, IsADirectoryError):
+        return IntvitError("cannot write the file", where=str(path), why="it is a folder", next="name a file in it")
     return IntvitError(
         "cannot write the file",
         where=str(path),

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.backends.ort import OLDEST
+
 REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("calib", "toolchain", "runtime")
 TARGETS = ("demo", "test", "test-all", "lint", "bench", "docs", "kernels", "clean")
@@ -45,6 +47,10 @@ def distribution(requirement: str) -> str:
 
 def test_base_install_brings_what_a_device_needs_and_nothing_else(project: dict) -> None:
     assert {distribution(line) for line in project["project"]["dependencies"]} == BASE
+
+
+def test_an_install_brings_an_onnx_runtime_that_is_new_enough(project: dict) -> None:
+    assert f"onnxruntime>={OLDEST}" in project["project"]["dependencies"]
 
 
 def test_extras(project: dict) -> None:

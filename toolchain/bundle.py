@@ -33,7 +33,11 @@ GOLDEN_IMAGES = 8
 
 @dataclass(frozen=True)
 class Origin:
-    """What a bundle was made from, for its manifest. ``options`` are those of the dialects, by target."""
+    """What a bundle was made from, for its manifest.
+
+    Attributes:
+        options: those of the dialects, by target. command: what to type for the same bundle, without any path.
+    """
 
     weights: str
     digest: str
@@ -43,6 +47,7 @@ class Origin:
     data_free: bool
     stages: dict[str, str]
     options: dict[str, dict[str, str]] = field(default_factory=dict)
+    command: str = ""
 
 
 @torch.no_grad()
@@ -115,6 +120,7 @@ def make_manifest(model: CalibratedModel, origin: Origin, targets: list[str], fo
             "weights_sha256": origin.digest,
             "stages": origin.stages,
             "options": origin.options,
+            "command": origin.command,
             "versions": made_with,
             "calibration": model.report,
         },

@@ -18,6 +18,7 @@ from runtime.errors import IntvitError
 from runtime.files import atomic_path
 from runtime.parity import MAX_MISMATCH_PERCENT, MIN_LOGITS_SQNR_DB
 
+_HINT = "python -m runtime.parity BUNDLE --ladder --json {}"
 FLOOR = 1e-6  # percent; a tap with no mismatch is drawn here, for a logarithmic axis has no zero
 
 
@@ -74,10 +75,13 @@ def main(
     """Draw the parity ladder: mismatch by tap and rung, SQNR by rung."""
     try:
         found = reader.loads(ladder.read_bytes())
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise IntvitError("cannot read the ladder", where=str(ladder), why=why, next=_HINT.format(ladder)) from error
     except ValueError as error:
         raise IntvitError("not a JSON file", where=str(ladder), why=str(error)) from error
     if not isinstance(found, dict) or "rungs" not in found:
-        hint = f"python -m runtime.parity BUNDLE --ladder --json {ladder}"
+        hint = _HINT.format(ladder)
         raise IntvitError("the file holds no ladder", where=str(ladder), why="no key 'rungs'", next=hint)
     plot(found, out)
     Console().print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)

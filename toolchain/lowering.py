@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,16 @@ import torch
 from torch import nn
 
 from calib.calibrated import CalibratedModel
-from calib.scheme import Scheme
 from runtime.errors import IntvitError
 from toolchain.graph import canonical_graph, float_graph
-from toolchain.passes.block_int4 import TENSORRT_BLOCKS
 from toolchain.targets import openvino, ort, tensorrt
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions, require_carried
 
-TARGETS: dict[str, Callable[..., ir.Model]] = {
+LOWERINGS: dict[str, Callable[..., ir.Model]] = {
     "ort": ort.lower,
     "openvino": openvino.lower,
     "tensorrt": tensorrt.lower,
 }
-INTEGER_ONLY = ("ort",)  # targets that run a graph without float (``+int``) exactly
 CANONICAL, FLOAT = "canonical/model.onnx", "float/model.onnx"
 TENSORRT_FLOAT = "tensorrt/float.onnx"
 TWIN_TOLERANCE = 1e-3
@@ -35,30 +31,6 @@ TWIN_TOLERANCE = 1e-3
 def graph_path(target: str) -> str:
     """Where a target's graph lies in the bundle."""
     return f"{target}/model.onnx"
-
-
-def require_carried(scheme: Scheme, targets: list[str]) -> None:
-    """Refuse targets that cannot run ``scheme`` as it promises, before any work is done.
-
-    Raises:
-        IntvitError: one of ``targets`` cannot carry ``scheme``.
-    """
-    refused = [target for target in targets if target not in INTEGER_ONLY]
-    if scheme.integer and refused:
-        raise IntvitError(
-            f"{refused[0]} cannot run {scheme}",
-            where=f"--target {refused[0]}",
-            why="its runtime has no exact 64-bit integer arithmetic with integer matrix products",
-            next=f"--target {','.join(INTEGER_ONLY)}; its bundle holds the canonical graph too",
-        )
-    odd = scheme.group is not None and scheme.weight_bits <= 4 and scheme.group not in TENSORRT_BLOCKS
-    if odd and "tensorrt" in targets:
-        raise IntvitError(
-            f"tensorrt cannot run {scheme}",
-            where="--target tensorrt",
-            why=f"it documents 4-bit weights in groups of 64 or 128, not {scheme.group}",
-            next=f"--bits {replace(scheme, group=64)}, or {replace(scheme, group=None)}; or --target ort,openvino",
-        )
 
 
 def lower(
@@ -79,7 +51,7 @@ def lower(
     _write(canonical, folder / CANONICAL)
     for target in targets:
         extra = (options,) if target == "tensorrt" else ()
-        _write(TARGETS[target](canonical, *extra), folder / graph_path(target))
+        _write(LOWERINGS[target](canonical, *extra), folder / graph_path(target))
     del canonical  # before the float network's graph, which is the largest
     floating = float_graph(original, model.spec)
     if "tensorrt" in targets:

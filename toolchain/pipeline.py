@@ -20,18 +20,19 @@ from calib.real_images import list_images, load_images
 from calib.recipes import Recipe
 from calib.scheme import Scheme
 from calib.synthesis.engine import SyntheticSet, synthesise
-from calib.synthesis.methods import NOISE, with_iterations
+from calib.synthesis.methods import NOISE, as_record, with_iterations
 from runtime.files import sha256_file
 from runtime.progress import task
 from toolchain.bundle import write_golden, write_side_files
 from toolchain.lowering import lower
 from toolchain.stages import StageResult, StageStore
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions
 from toolchain.traces import write_traces
 
 # What a stage's key covers: every module that has a part in its result. A test follows the imports.
 MODEL_CODE = (
     "calib/models.py",
+    "calib/given.py",
     "calib/precision.py",
     "calib/checkpoint.py",
     "calib/scheme.py",
@@ -70,7 +71,8 @@ class Job:
 
     Attributes:
         images: how many calibration images. iterations: of the synthesis, None = the method's own.
-        calib_data: folder of real images, for ``--method real`` only. tensorrt: of that dialect.
+        calib_data: folder of real images, for ``--method real`` only. tensorrt: of that dialect. command: what to
+        type for the same bundle, for its manifest; it decides nothing.
     """
 
     loaded: LoadedModel
@@ -83,6 +85,7 @@ class Job:
     device: str
     targets: list[str]
     tensorrt: TensorRtOptions = field(default_factory=TensorRtOptions)
+    command: str = ""
 
     @property
     def target_options(self) -> dict[str, dict[str, str]]:
@@ -112,7 +115,7 @@ def images_stage(job: Job, store: StageStore) -> StageResult:
     inputs = {
         "spec": asdict(spec),
         "weights": job.loaded.digest,
-        "config": asdict(config),
+        "config": as_record(config),
         "seed": job.seed,
         "environment": environment(job.device),
     }

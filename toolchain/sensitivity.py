@@ -4,37 +4,36 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from calib.errors import IntvitError as CalibError
-from calib.models import load
+from calib.given import CheckpointOption, ModelOption, require_checkpoint
 from calib.recipes import recipe
 from calib.scheme import parse, require_buildable
-from calib.sensitivity import Sensitivity, sensitivities
+from calib.synthesis.methods import METHODS
 from runtime import cli
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from runtime.progress import task
-from toolchain.pipeline import Job, images_stage, read_images, stepper
 from toolchain.stages import StageStore, default_store
+
+if TYPE_CHECKING:
+    from calib.sensitivity import Sensitivity
 
 STEPS = 1_000
 
 
 def main(
-    model: Annotated[
-        str, typer.Option("--model", help="deit_t/s/b, vit_t/s/b, swin_t/s/b, vit_digits, or a timm tag.")
-    ],
+    model: ModelOption,
     bits: Annotated[str, typer.Option("--bits", help="Scheme every layer is tried at, alone: w8a8, w4a8, ...")],
-    method: Annotated[str, typer.Option("--method", help="Where the images come from; data-free.")] = "procedural",
+    method: Annotated[
+        str, typer.Option("--method", help="Where the images come from: " + ", ".join(METHODS) + ".")
+    ] = "procedural",
     images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 32,
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Weights: a .safetensors, .pt or .pth file, or 'random'.")
-    ] = None,
+    checkpoint: CheckpointOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same figures.")] = 0,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     cache: Annotated[
@@ -43,18 +42,20 @@ def main(
     debug: cli.DebugOption = False,
 ) -> None:
     """Rank the layers of a Vision Transformer by what rounding each alone does to its answers."""
-    try:
-        scheme = parse(bits)
-        require_buildable(scheme)
-        chosen = recipe(method)
-        if not chosen.data_free:
-            raise IntvitError("sensitivity reads no real images", where="--method", next="name a data-free method")
-        job = Job(load(model, checkpoint, seed), scheme, chosen, images, None, None, seed, "cpu", [])
-        pixels = read_images(images_stage(job, StageStore(cache or default_store())), job)
-        with task(f"sensitivity ({scheme})", STEPS) as advance:
-            found = sensitivities(job.loaded.module, scheme, pixels, seed, progress=stepper(advance, STEPS))
-    except CalibError as error:
-        raise IntvitError(error.what, where=error.where, why=error.why, next=error.next) from error
+    scheme = parse(bits)
+    require_buildable(scheme)
+    chosen = recipe(method)
+    if not chosen.data_free:
+        raise IntvitError("sensitivity reads no real images", where="--method", next="name a data-free method")
+    require_checkpoint(checkpoint)
+    from calib.models import load  # not above: --help and wrong options need not wait for torch
+    from calib.sensitivity import sensitivities
+    from toolchain.pipeline import Job, images_stage, read_images, stepper
+
+    job = Job(load(model, checkpoint, seed), scheme, chosen, images, None, None, seed, "cpu", [])
+    pixels = read_images(images_stage(job, StageStore(cache or default_store())), job)
+    with task(f"sensitivity ({scheme})", STEPS) as advance:
+        found = sensitivities(job.loaded.module, scheme, pixels, seed, progress=stepper(advance, STEPS))
     if json_out is not None:
         atomic_write_json(json_out, [asdict(each) for each in found])
     _show(found, Console())

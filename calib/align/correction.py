@@ -18,35 +18,15 @@ exactly, the integers untouched. A full C mixes rows, so that the weights become
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from calib.align.bias import bias_correction, token_weights
+from calib.align.config import CorrectionConfig, Form
 from calib.align.rounding import relative_error
 
-Form = Literal["none", "bias", "diag", "head", "full"]
-Target = Literal["own", "float"]
-FORMS: tuple[Form, ...] = ("none", "bias", "diag", "head", "full")
-
 GAIN_LIMITS = (0.25, 4.0)  # of a diagonal: steps stay positive, and a dead channel cannot ask for more
-
-
-@dataclass(frozen=True)
-class CorrectionConfig:
-    """Options of the correction.
-
-    Attributes:
-        form: none, bias, diag, head or full. target: own, the layer's float output on what the quantized network feeds
-        it; or float, that of the float network (own is taken for qkv, whose rows folding has changed). ridges: the
-        lambdas tried. rank: of C - I for ``full``; None = any.
-    """
-
-    form: Form = "bias"
-    target: Target = "own"
-    ridges: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
-    rank: int | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from calib.align.config import DistillConfig
 from calib.align.inputs import Split, in_batches
 from calib.align.rounding import extreme_scale
 from calib.align.trainable import TrainableProduct, activation_levels, straight_round
@@ -42,26 +43,6 @@ from calib.quant.surgery import products
 from calib.taps import AttentionTaps
 
 C2 = 0.03**2
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """Options of the fine-tuning; constants of the published code (MimiQ) where it gives them.
-
-    Attributes:
-        epochs: passes over the images. frozen_epochs: the first ones, in which weights stay. batch: images a step.
-        rate: SGD's, falling along a cosine to a hundredth. momentum: Nesterov's. temperature: of the softened logits.
-        head_weight: gamma; 0 leaves the attention out. augment: crop, flip, jitter, grey and blur every image anew.
-    """
-
-    epochs: int = 20
-    frozen_epochs: int = 2
-    batch: int = 16
-    rate: float = 1e-3
-    momentum: float = 0.9
-    temperature: float = 5.0
-    head_weight: float = 10.0
-    augment: bool = True
 
 
 def softened_divergence(made: Tensor, target: Tensor, temperature: float) -> Tensor:

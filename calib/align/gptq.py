@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from calib.align.config import DAMPING
 from calib.align.rounding import weight_limit
 from calib.quant.linear import per_weight
 
-DAMPING = 0.01
 BLOCK = 64
 
 

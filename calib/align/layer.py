@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from calib.align.bias import bias_correction
-from calib.align.correction import CorrectionConfig, search_correction
-from calib.align.gptq import DAMPING, gptq, second_moment
+from calib.align.config import LayerConfig, Ranges
+from calib.align.correction import search_correction
+from calib.align.gptq import gptq, second_moment
 from calib.align.inputs import Split, sample
 from calib.align.ranges import Range, search_range
 from calib.align.rounding import extreme_rounding, relative_error, search_rounding, token_importance
 from calib.quant.families import Site
 from calib.quant.linear import QuantLinear
 
-Rounding = Literal["nearest", "gptq"]
-Ranges = Literal["mse", "minmax"]
 Rounder = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights (N, K) to levels (N, K) and their scales
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """How a layer is quantized.
-
-    Attributes:
-        rows: most token rows a search looks at. weight_tokens: every token counts by the inverse of its energy
-        (False: all alike, the textbook form, for ablations). ranges: of weights and inputs, mse (searched) or minmax.
-        rounding: of the weights. damping: of GPTQ. correction: of the layer's output.
-    """
-
-    rows: int = 4096
-    weight_tokens: bool = True
-    ranges: Ranges = "mse"
-    rounding: Rounding = "nearest"
-    damping: float = DAMPING
-    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
 
 
 @dataclass(frozen=True)

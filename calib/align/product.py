@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calib.align.config import LayerConfig
 from calib.align.inputs import require_finite, sample
-from calib.align.layer import LayerConfig
 from calib.align.ranges import search_range
 from calib.align.rounding import relative_error
 from calib.quant.attention import QuantProduct

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calib.align.config import ReconstructConfig
 from calib.align.inputs import Split
 from calib.align.trainable import Drop, TrainableLinear, TrainableNorm, TrainableProduct
 from calib.network import Network
@@ -34,32 +35,6 @@ from calib.quant.linear import QuantLinear
 from calib.quant.surgery import products
 
 Part = TrainableLinear | TrainableProduct | TrainableNorm
-
-
-@dataclass(frozen=True)
-class ReconstructConfig:
-    """Options of the reconstruction.
-
-    Attributes:
-        iterations: Adam steps a block. batch: images a step. weight_rate: weight steps an iteration. scale_rate: of the
-        logarithms of all steps. bias_rate: in units of the layer's output. norm_rate: relative; 0 leaves LayerNorm
-        as it is. All rates fall to 0 along a cosine. beta1, beta2: Adam's. suffix: blocks this close to the end (1 =
-        the last alone) also learn from the logits; 0 = none. local_weight: of the block's own error beside the
-        logits'.
-    """
-
-    iterations: int = 150
-    batch: int = 16
-    weight_rate: float = 0.004
-    scale_rate: float = 0.01
-    bias_rate: float = 0.003
-    norm_rate: float = 0.003
-    beta1: float = 0.9
-    beta2: float = 0.99
-    suffix: int = 0
-    local_weight: float = 2.0
-    drop: float = 0.0
-    absolute: bool = False
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _terms(
             [_of_whole(value, len(images), len(logits)) for value in kept]
             for kept in (taps.values, taps.queries, taps.keys)
         )
-        loss = own.loss()(images, Attention(values, queries, keys, taps.prefix_tokens))
+        loss = own.value(images, Attention(values, queries, keys, taps.prefix_tokens))
         terms[own.name] = _scaled(own.name, own.weight, loss, config, state)
     if config.targets.weight:
         terms["class"] = config.targets.weight * target_loss(logits, state.targets)

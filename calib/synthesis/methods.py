@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from calib.errors import IntvitError
 from calib.synthesis.own_prior import OwnPrior
@@ -238,3 +239,13 @@ def with_iterations(config: SynthesisConfig, iterations: int) -> SynthesisConfig
         for part in config.mixture
     )
     return replace(config, iterations=iterations, mixture=parts)
+
+
+def as_record(config: SynthesisConfig) -> dict[str, Any]:
+    """The method as JSON values, which name what it makes. A prior of one's own counts by its file's name and hash,
+    wherever the file lies.
+    """
+    found = asdict(config)
+    for part in (found, *found["mixture"]):
+        part["priors"]["own"] = [own | {"file": Path(own["file"]).name} for own in part["priors"]["own"]]
+    return found

@@ -10,19 +10,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from calib.errors import IntvitError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from calib.synthesis.methods import SynthesisConfig
 
 ENTRY = "loss"
+_HINT = f"define {ENTRY}(images, attention) in it, giving a scalar tensor: docs/synthesis.md"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,30 @@ class OwnPrior:
         """
         return _load(self.file, self.sha256)
 
+    def value(self, images: Tensor, attention: Attention) -> Tensor:
+        """What the function gives: a scalar with a gradient.
+
+        Raises:
+            IntvitError: it raises, or gives something else or no finite number.
+        """
+        try:
+            found = self.loss()(images, attention)
+        except Exception as error:
+            if isinstance(error, IntvitError) or "out of memory" in str(error):
+                raise
+            why = f"{type(error).__name__}: {error}"
+            raise IntvitError("the prior failed", where=self.file, why=why, next=_HINT) from error
+        if getattr(found, "ndim", None) != 0:
+            shape = f" of shape {tuple(found.shape)}" if hasattr(found, "shape") else ""
+            why = f"it is a {type(found).__name__}{shape}"
+        elif not found.requires_grad:
+            why = "it has no gradient: it depends neither on the images nor on what attention did with them"
+        elif not math.isfinite(number := float(found.detach())):
+            why = f"it is {number}"
+        else:
+            return found
+        raise IntvitError("the prior's loss cannot be minimised", where=self.file, why=why, next=_HINT)
+
 
 def parse_prior(text: str) -> OwnPrior:
     """``FILE.py=WEIGHT`` as an :class:`OwnPrior`, the file run once.
@@ -67,32 +93,36 @@ def parse_prior(text: str) -> OwnPrior:
     try:
         if not file:
             raise ValueError("no file")
+        if not math.isfinite(float(weight)):
+            raise ValueError("no weight")
         own = OwnPrior(file, hashlib.sha256(Path(file).read_bytes()).hexdigest(), float(weight))
     except ValueError as error:
         raise IntvitError(f"not a prior: {text!r}", where="--prior", next="write it as FILE.py=WEIGHT") from error
     except OSError as error:
-        raise IntvitError("cannot read the prior", where=file, why=error.strerror or str(error)) from error
+        why = error.strerror or str(error)
+        raise IntvitError("cannot read the prior", where=file, why=why, next="write it as FILE.py=WEIGHT") from error
     own.loss()
     return own
 
 
 @functools.cache
 def _load(file: str, sha256: str) -> Callable[[Tensor, Attention], Tensor]:
-    hint = f"define {ENTRY}(images, attention) in it: docs/synthesis.md"
     try:
         if hashlib.sha256(Path(file).read_bytes()).hexdigest() != sha256:
             raise IntvitError("the prior has changed while it was used", where=file, next="run the command again")
         spec = importlib.util.spec_from_file_location(f"own_prior_{sha256[:12]}", file)
         if spec is None or spec.loader is None:
-            raise IntvitError("the prior is no Python file", where=file, next=hint)
+            raise IntvitError("the prior is no Python file", where=file, next=_HINT)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         found: Callable[[Tensor, Attention], Tensor] = getattr(module, ENTRY)
+        if not callable(found):
+            raise TypeError(f"{ENTRY} is a {type(found).__name__}, not a function")
     except IntvitError:
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-        raise IntvitError("the prior does not load", where=file, why=why, next=hint) from error
+        raise IntvitError("the prior does not load", where=file, why=why, next=_HINT) from error
     return found
 
 

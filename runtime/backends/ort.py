@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from runtime import machine
 from runtime.backends.base import Images, Logits, check_images, check_logits, check_ports, refuse_external
@@ -23,8 +22,24 @@ from runtime.onnx_wire import read_graph
 from runtime.quantizers import Quantizer, locate
 from runtime.registry import EngineRecord, compile_key, find_engine
 
+OLDEST = "1.23"  # 1.22.1 knows INT4 tensors, but has no Cast of them: it does not load a w4a8 graph
 _PROVIDER = "CPUExecutionProvider"
 FUSED_ATTENTION = (1, 24)  # the first version with a kernel for Attention and for everything else in opset 23
+
+
+def library() -> Any:
+    """The ``onnxruntime`` module, imported when it is first used: no ``--help`` waits for it.
+
+    Raises:
+        IntvitError: it cannot be imported.
+    """
+    try:
+        import onnxruntime
+    except Exception as error:  # built for another numpy or C library, it raises what it likes
+        why = f"{type(error).__name__}: {error}"
+        hint = "pip install --force-reinstall onnxruntime"
+        raise IntvitError("ONNX Runtime cannot be imported", where="backend 'ort'", why=why, next=hint) from error
+    return onnxruntime
 
 
 def graph_options() -> dict[str, str]:
@@ -93,6 +108,7 @@ def make_session(
     Raises:
         IntvitError: ONNX Runtime cannot load the model.
     """
+    ort = library()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -115,7 +131,7 @@ def make_session(
             "ONNX Runtime cannot load the graph",
             where=where or (str(model) if isinstance(model, Path) else ""),
             why=f"onnxruntime {ort.__version__}: {error}",
-            next="run `python -m runtime.doctor`; intvit needs onnxruntime 1.23 or later",
+            next=f"run `python -m runtime.doctor`; intvit needs onnxruntime {OLDEST} or later",
         ) from error
 
 
@@ -125,7 +141,7 @@ def fused(model: bytes) -> bytes:
     Raises:
         IntvitError: the bytes are malformed.
     """
-    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    version = tuple(int(part) for part in library().__version__.split(".")[:2])
     return fuse_attention(model) if version >= FUSED_ATTENTION else model
 
 
@@ -174,7 +190,7 @@ def compile_inputs(graph_sha256: str) -> dict[str, Any]:
     """All that decides the optimized graph's bytes: the graph, ONNX Runtime, the CPU's features, the options."""
     return {
         "graph_sha256": graph_sha256,
-        "onnxruntime": ort.__version__,
+        "onnxruntime": library().__version__,
         "cpu_flags": machine.integer_flags(),
         "options": graph_options(),
         "fusions": FUSIONS,
@@ -264,7 +280,7 @@ class OrtEngine:
         return {
             "backend": self.name,
             "provider": _PROVIDER,
-            "version": ort.__version__,
+            "version": library().__version__,
             "threads": self._threads,
             "compiled": self._compiled,
             "options": {**graph_options(), **run_options(self._spin_wait)},

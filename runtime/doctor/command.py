@@ -8,17 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import onnxruntime as ort
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from runtime import cli, machine
+from runtime.backends.ort import library
 from runtime.bundle import Bundle
 from runtime.doctor.fitness import Fitness, fitness
 from runtime.doctor.nvidia import capabilities, gpu_libraries, no_gpu, tensorrt_version, toolkit
 from runtime.doctor.power import governors, power_mode
 from runtime.doctor.problems import (
+    Problem,
     cpu_problems,
     gpu_problems,
     ort_notes,
@@ -27,6 +28,7 @@ from runtime.doctor.problems import (
     room_problems,
     tensorrt_problems,
 )
+from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from runtime.nvidia import nvidia_driver
 
@@ -57,9 +59,18 @@ def features(flags: frozenset[str], *, x86: bool) -> dict[str, list[str]]:
     return {name: [flag for flag in names if flag in flags] for name, names in wanted.items()}
 
 
+def onnx_runtime() -> tuple[str, list[str], list[Problem]]:
+    """Its version and providers; where it cannot be imported none, and the problem."""
+    try:
+        ort = library()
+    except IntvitError as error:
+        return "", [], [Problem(error.what, error.why, error.next)]
+    return str(ort.__version__), list(ort.get_available_providers()), []
+
+
 def examine() -> dict[str, Any]:
     """Everything the doctor knows, as JSON values; ``problems`` is a list of {what, why, fix}, ``notes`` of texts."""
-    version, providers = str(ort.__version__), list(ort.get_available_providers())
+    version, providers, broken = onnx_runtime()
     total, available = machine.memory_bytes()
     free = shutil.disk_usage(Path.cwd()).free
     packages, driver, files = installed(), nvidia_driver(), toolkit()
@@ -68,7 +79,7 @@ def examine() -> dict[str, Any]:
     flags, l4t, compute = machine.integer_flags(), tuple(files["l4t"]), capabilities(driver)
     library, memory = gpu_libraries(packages)
     problems = [
-        *ort_problems(version, providers),
+        *(broken or ort_problems(version, providers)),
         *cpu_problems(flags, x86=machine.is_x86()),
         *gpu_problems(driver, packages, library=library, memory=memory),
         *tensorrt_problems(tensorrt, cuda=cuda, driver=driver["driver"], l4t=l4t, compute=compute),
@@ -114,7 +125,7 @@ def _nvidia_row(nvidia: dict[str, Any], no_path: str) -> str:
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the report, then each problem with its remedy."""
-    about = report["machine"]
+    about, ort = report["machine"], report["onnxruntime"]
     optional = ", ".join(f"{name} {version}" for name, version in report["packages"].items() if version)
     memory = f"{report['memory_available_bytes'] / 1e9:.1f} of {report['memory_total_bytes'] / 1e9:.1f} GB available"
     has = (f"{name}: {', '.join(flags) or 'no'}" for name, flags in report["features"].items())
@@ -125,7 +136,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         ("integer features", "; ".join(has)),
         ("clocks", ", ".join([*mode, *speeds]) or "not the system's to set"),
         ("system", f"{about['system']}, Python {about['versions']['python']}"),
-        ("ONNX Runtime", f"{report['onnxruntime']['version']}, {', '.join(report['onnxruntime']['providers'])}"),
+        ("ONNX Runtime", ", ".join([ort["version"] or "cannot be imported", *ort["providers"]])),
         ("OpenVINO", report["packages"]["openvino"] or "not installed: pip install 'intvit[openvino]'"),
         ("memory", memory),
         ("disk", f"{report['disk_free_bytes'] / 1e9:.1f} GB free here"),

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MIN_ORT = (1, 23)  # 1.22.1 knows INT4 tensors, but has no Cast of them: it does not load a w4a8 graph
+from runtime.backends.ort import OLDEST
+
 _LOW_MEMORY = 1 << 30
 _LOW_DISK = 1 << 30
 
@@ -30,9 +31,10 @@ def version_tuple(text: str) -> tuple[int, ...]:
 def ort_problems(version: str, providers: Sequence[str]) -> list[Problem]:
     """What is known to be wrong with a version of ONNX Runtime, or with the providers it was built with."""
     found = []
-    if version_tuple(version)[:2] < MIN_ORT:
+    if version_tuple(version) < version_tuple(OLDEST):
         why = "graphs with INT4 weights need it"
-        found.append(Problem(f"onnxruntime {version} is too old", why, "pip install --upgrade 'onnxruntime>=1.23'"))
+        fix = f"pip install --upgrade 'onnxruntime>={OLDEST}'"
+        found.append(Problem(f"onnxruntime {version} is too old", why, fix))
     if "CPUExecutionProvider" not in providers:
         why = f"providers: {', '.join(providers) or 'none'}"
         fix = "pip install --force-reinstall onnxruntime"

@@ -11,7 +11,8 @@ from benches import calibration_accuracy
 from benches.calibration_accuracy import drawn, measure
 from benches.calibration_tables import accuracy, headline
 from benches.engines import engine_logits
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.align.config import CalibrateConfig
+from calib.calibrate import calibrate
 from calib.models import load
 from calib.recipes import BUDGETS, Recipe
 from calib.scheme import parse

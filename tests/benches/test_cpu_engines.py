@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benches import engine_process
+from benches import cpu_engines, engine_process
 from benches.cpu_engines import drawn, int8_peak
 from benches.engine_process import EngineProcess, interleave
 from benches.engine_tables import engines
 from benches.peers import ENGINES, OURS
+from benches.record import kept_rows, write_result
+from runtime import cli
 from runtime.errors import IntvitError
 from tests.toolchain.nets import spec_of, vit, write_bundle
 
@@ -51,6 +55,31 @@ def test_a_fresh_checkout_has_no_folder_for_the_log_yet(tmp_path: Path, monkeypa
     with pytest.raises(IntvitError, match="an engine failed"):
         EngineProcess("ours on ONNX Runtime", MODEL, tmp_path / "nothing", 1, 1)
     assert "Error" in (tmp_path / "build/benches/cpu_engines.log").read_text()
+
+
+def test_a_network_is_built_once_for_all_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    measured: list[tuple[Path, str, int]] = []
+
+    def build(model: str, scheme: str) -> Path:
+        built.append(model)
+        return tmp_path / model
+
+    def measure(bundle: Path, model: str, scheme: str, batch: int, threads: int, *_: Any) -> dict[str, Any]:
+        measured.append((bundle, model, batch))
+        return {"model": model, "scheme": scheme, "batch": batch, "threads": threads, "median_ms": {}}
+
+    monkeypatch.setattr(cpu_engines, "kept_rows", partial(kept_rows, results=tmp_path))
+    monkeypatch.setattr(cpu_engines, "write_result", partial(write_result, results=tmp_path))
+    monkeypatch.setattr(cpu_engines, "build", build)
+    monkeypatch.setattr(cpu_engines, "measure", measure)
+    monkeypatch.setattr(cpu_engines, "int8_peak", lambda threads: 1.0)
+    options = ["--models", "deit_t,deit_s", "--batches", "1,8", "--threads", "2"]
+    assert cli.invoke(cpu_engines.main, options) == 0
+    assert built == ["deit_t", "deit_s"]
+    assert measured == [(tmp_path / model, model, batch) for model in built for batch in (1, 8)]
+    assert cli.invoke(cpu_engines.main, options) == 0
+    assert len(built) == 2 and len(measured) == 4  # every row is there already: nothing is built
 
 
 def test_the_peak_is_a_plausible_figure() -> None:

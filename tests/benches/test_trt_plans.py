@@ -11,7 +11,7 @@ import pytest
 
 from benches import tables, trt_plans
 from benches.record import read_result
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions
 
 HALF = TensorRtOptions()
 

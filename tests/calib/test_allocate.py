@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calib import calibrate as calibration
-from calib.align.layer import LayerConfig
+from calib.align.config import CalibrateConfig, LayerConfig
 from calib.allocate import allocate
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.calibrate import calibrate
 from calib.errors import IntvitError
 from calib.scheme import Scheme, parse
 from calib.sensitivity import Sensitivity

@@ -12,11 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calib.align.correction import CorrectionConfig
-from calib.align.layer import LayerConfig
-from calib.align.reconstruct import ReconstructConfig
+from calib.align.config import CalibrateConfig, CorrectionConfig, LayerConfig, ReconstructConfig
 from calib.align.rounding import weight_limit
-from calib.calibrate import CalibrateConfig, Teacher, calibrate, evenly
+from calib.calibrate import Teacher, calibrate, evenly
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
 from calib.models import LoadedModel

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from calib.align.layer import LayerConfig
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.align.config import CalibrateConfig, LayerConfig
+from calib.calibrate import calibrate
 from calib.calibrated import CONFIG, WEIGHTS, CalibratedModel
 from calib.models import LoadedModel, ModelSpec
 from calib.quant.linear import patches

@@ -153,6 +153,15 @@ def test_a_pickle_under_the_name_of_safetensors_is_refused_and_does_not_run(tmp_
     assert not mark.exists()
 
 
+def test_a_truncated_file_of_torch_is_called_damaged_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(STATE, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    error = refusal(path)
+    assert error.what == "the checkpoint is damaged" and "copy or download it again" in error.next
+    assert len(error.why) < 150 and not error.why.endswith(".")
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_whole_pickled_module_is_refused(tmp_path: Path, wrapped: bool) -> None:
     path = tmp_path / "model.pth"
@@ -222,16 +231,16 @@ def test_values_that_are_not_finite(layer: nn.Linear, value: float) -> None:
 
 def test_missing_and_unexpected_names(layer: nn.Linear) -> None:
     error = spoiled(layer, bias=None, beta=torch.zeros(3))
-    assert "1 tensors missing (first: ['bias'])" in error.why
-    assert "1 unexpected (first: ['beta'])" in error.why
+    assert error.why == "1 tensors missing: bias; 1 tensors unexpected: beta"
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"), [({"bias": None}, "1 tensors missing"), ({"beta": STATE["bias"]}, "1 unexpected")]
+    ("changes", "why"),
+    [({"bias": None}, "1 tensors missing: bias"), ({"beta": STATE["bias"]}, "1 tensors unexpected: beta")],
 )
 def test_one_name_too_few_or_too_many(layer: nn.Linear, changes: dict, why: str) -> None:
     error = spoiled(layer, **changes)
-    assert why in error.why and "another model" in error.what
+    assert why == error.why and "another model" in error.what
 
 
 def test_wrong_shapes(layer: nn.Linear) -> None:

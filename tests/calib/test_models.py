@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -17,7 +19,8 @@ from torch import nn
 from calib import hub, models
 from calib.checkpoint import sha256_of
 from calib.errors import IntvitError
-from calib.models import SHORT_NAMES, LoadedModel, describe, load, require_supported
+from calib.given import SHORT_NAMES
+from calib.models import LoadedModel, describe, load, require_supported
 from tests.calib.networks import complete, pictures
 
 TAGS = {
@@ -129,6 +132,12 @@ def test_parts_that_cannot_be_lowered_are_told_before_anything_is_made(name: str
         assert part in complete(refusal(name, "random")).where
 
 
+def test_an_unsupported_network_is_refused_before_its_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "fetch", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(IntvitError, match="is a ResNet"):
+        load("resnet18")
+
+
 def test_subclasses_are_not_taken_for_what_they_extend(digits: LoadedModel) -> None:
     class Other(VisionTransformer):
         pass
@@ -229,11 +238,24 @@ def test_digits_weights_do_not_fit_another_network() -> None:
     assert "another model" in refusal("vit_t", str(path)).what
 
 
-def test_without_the_weights_the_way_round_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        raise OSError("We couldn't connect to 'https://huggingface.co'\nand more lines")
+def fetching(monkeypatch: pytest.MonkeyPatch, result: Exception | Callable[[], nn.Module]) -> list[bool]:
+    """Have timm's fetching of weights end so; the list fills with whether the hub library was offline meanwhile."""
+    seen, build = [], timm.create_model
 
-    monkeypatch.setattr(timm, "create_model", offline)
+    def create_model(*args: Any, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if not pretrained:
+            return build(*args, **kwargs)
+        seen.append(hub.constants.HF_HUB_OFFLINE)
+        if isinstance(result, Exception):
+            raise result
+        return result()
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    return seen
+
+
+def test_without_the_weights_the_way_round_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetching(monkeypatch, OSError("We couldn't connect to 'https://huggingface.co'\nand more lines"))
     monkeypatch.setattr(hub, "reachable", lambda: True)
     error = complete(refusal("deit_s"))
     assert "could not be fetched" in error.what
@@ -248,13 +270,7 @@ def test_without_the_weights_the_way_round_it_is_told(monkeypatch: pytest.Monkey
 
 
 def test_without_a_network_the_hub_library_is_told_not_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def offline(*args: object, **kwargs: object) -> None:
-        seen.append(hub.constants.HF_HUB_OFFLINE)
-        raise OSError("not cached")
-
-    monkeypatch.setattr(timm, "create_model", offline)
+    seen = fetching(monkeypatch, OSError("not cached"))
     monkeypatch.setattr(hub, "reachable", lambda: False)
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     error = complete(refusal("deit_s"))
@@ -278,7 +294,7 @@ def test_a_name_that_does_not_resolve_is_no_network_except_behind_a_proxy(
 
 
 def test_hub_weights_have_a_digest_of_their_values(monkeypatch: pytest.MonkeyPatch, digits: LoadedModel) -> None:
-    monkeypatch.setattr(timm, "create_model", lambda tag, pretrained: VisionTransformer(**digits.spec.kwargs))
+    fetching(monkeypatch, lambda: VisionTransformer(**digits.spec.kwargs))
     monkeypatch.setattr(hub, "reachable", lambda: True)
     torch.manual_seed(0)
     first = load("deit_t")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from calib.align.correction import CorrectionConfig
+from calib.align.config import CorrectionConfig
 from calib.errors import IntvitError
 from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, PUBLISHED, REAL, methods, recipe
 from calib.synthesis.methods import METHODS

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from calib.align.layer import LayerConfig
-from calib.align.reconstruct import ReconstructConfig
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.align.config import CalibrateConfig, LayerConfig, ReconstructConfig
+from calib.calibrate import calibrate
 from calib.calibrated import CalibratedModel
 from calib.quant.surgery import prepare
 from calib.resume import NAME, restore

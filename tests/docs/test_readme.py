@@ -6,21 +6,20 @@ import importlib
 import importlib.util
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
 
-from calib.models import PACKAGED, SHORT_NAMES
+from calib.given import PACKAGED, SHORT_NAMES
 from calib.recipes import methods
 from calib.scheme import parse, require_buildable
 from runtime import cli
 from runtime.backends import BACKENDS
 from tests.conftest import REPO
-from toolchain.lowering import TARGETS
-from toolchain.rules import TARGETS as LINTED
+from toolchain.targets.choices import TARGETS
 
 PAGES = [path for path in (REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))) if path.is_file()]
 _FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -84,16 +83,16 @@ def problems(words: list[str]) -> list[str]:
         if not hasattr(error, "format_message"):
             raise
         return [error.format_message()]
-    return wrong_values(context.params, LINTED if module == "toolchain.lint" else TARGETS)
+    return wrong_values(context.params)
 
 
-def wrong_values(values: dict[str, object], targets: Iterable[str]) -> list[str]:
+def wrong_values(values: dict[str, object]) -> list[str]:
     """Models, schemes, methods, targets and back ends that do not exist; words in capitals stand for anything."""
     wrong = []
     choices: dict[str, list[str]] = {
         "model": [*SHORT_NAMES, *PACKAGED],
         "method": methods(),
-        "target": list(targets),
+        "target": list(TARGETS),
         "backend": list(BACKENDS),
     }
     for name, allowed in choices.items():

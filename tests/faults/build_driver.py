@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import toolchain.build as build
 from calib.synthesis import engine
 from runtime import cli
-from toolchain import pipeline
+from toolchain import assemble, pipeline
+from toolchain.build import main
 
 
 def stop(folder: Path) -> None:
@@ -58,8 +58,8 @@ def drive(mode: str, folder: Path, options: list[str]) -> int:
     elif mode == "in-lowering":
         pipeline.write_golden = stopping_after(pipeline.write_golden, folder)
     elif mode == "in-assembling":
-        build.write_manifest = stopping_after(build.write_manifest, folder)
-    return cli.invoke(build.main, options)
+        assemble.write_manifest = stopping_after(assemble.write_manifest, folder)
+    return cli.invoke(main, options)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import toolchain.build
 from calib.synthesis import engine
 from runtime import cli
 from runtime.bundle import Bundle
 from tests.conftest import REPO
-from toolchain import pipeline
+from toolchain import assemble, pipeline
 from toolchain.build import main
 
 ITERATIONS = 10
@@ -161,7 +160,7 @@ def test_ctrl_c_in_synthesis_is_exit_code_130_and_clean(runs: Callable[..., Runs
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
-    assert "stopped by Ctrl-C" in errors
+    assert "stopped by Ctrl-C" in errors and "the same command goes on from here" in said
     assert "Traceback" not in said + errors
     assert not one.out.exists()
     assert stages(one.cache) == []
@@ -201,7 +200,7 @@ def test_ctrl_c_while_measuring_leaves_the_old_bundle(tmp_path: Path, monkeypatc
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(toolchain.build, "write_manifest", interrupted)
+    monkeypatch.setattr(assemble, "write_manifest", interrupted)
     assert build(cache, out, "--seed", "5") == 130
     assert files(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out"]

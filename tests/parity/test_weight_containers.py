@@ -10,9 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from calib.align.correction import CorrectionConfig
-from calib.align.layer import LayerConfig
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.align.config import CalibrateConfig, CorrectionConfig, LayerConfig
+from calib.calibrate import calibrate
 from calib.models import load
 from calib.scheme import parse
 from tests.toolchain.nets import noise, run, stored_as, with_wide_weights

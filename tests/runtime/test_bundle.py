@@ -45,7 +45,8 @@ def test_a_whole_bundle_opens(tiny_bundle: Path) -> None:
     assert bundle.engines == ()
     with pytest.raises(IntvitError, match="no graph for tensorrt") as caught:
         bundle.file("graph", "tensorrt")
-    assert "ort" in caught.value.why and "tensorrt" in caught.value.next
+    assert "ort" in caught.value.why and caught.value.next.startswith("--backend openvino or ort; or build it again")
+    assert "--target openvino,ort,tensorrt" in caught.value.next and bundle.targets == ["openvino", "ort"]
     with pytest.raises(IntvitError, match="no single file of role 'other'"):
         bundle.file("other")
 

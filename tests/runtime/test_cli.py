@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from calib.errors import IntvitError as CalibError
 from runtime import cli
 from runtime.errors import IntvitError
 
@@ -31,6 +32,8 @@ def _command(error: BaseException) -> object:
     ("error", "code", "said"),
     [
         (IntvitError("it broke", where="here", why="since", next="do that"), 1, "error: it broke\nwhere: here\n"),
+        (CalibError("it broke", why="since"), 1, "error: it broke\n  why: since\n"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "torch is not installed"),
         (KeyboardInterrupt(), 130, "Ctrl-C"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x/y"), 1, "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 1, "/x/y"),

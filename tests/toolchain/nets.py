@@ -24,8 +24,8 @@ from runtime.bundle import Bundle, entry_for, write_manifest
 from toolchain.bundle import GOLDEN, Origin, make_manifest, write_golden, write_side_files
 from toolchain.graph import canonical_graph
 from toolchain.lowering import lower
+from toolchain.targets.choices import TARGETS
 
-TARGETS = ["ort", "openvino", "tensorrt"]
 VIT: dict[str, Any] = {
     "img_size": (16, 24),
     "patch_size": 4,
@@ -125,7 +125,7 @@ def write_bundle(
 ) -> Path:
     """A whole bundle of a network that the command line does not know, through the toolchain's own parts."""
     model = model or calibrated(module, spec, scheme)
-    targets = targets or (["ort"] if model.scheme.integer else TARGETS)
+    targets = targets or (["ort"] if model.scheme.integer else list(TARGETS))
     lower(model, module, targets, folder)
     write_golden(model, module, noise(spec, 8, seed=2), folder / GOLDEN)
     write_side_files(model, spec.denormalise(noise(spec, 2)), folder)

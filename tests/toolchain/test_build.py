@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -96,7 +98,7 @@ def test_a_report_that_cannot_be_written_costs_no_bundle(
     def fail(bundles: list[Path], out: Path) -> None:
         raise IntvitError("no ink", where=str(out))
 
-    monkeypatch.setattr("toolchain.build.write_report", fail)
+    monkeypatch.setattr("toolchain.assemble.write_report", fail)
     assert build(quick.cache, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "no ink" in said and "the bundle is whole" in said
@@ -132,11 +134,31 @@ def test_the_bundle_holds_what_the_issue_asks_for(quick: Built) -> None:
     assert quick.bundle.classes().ids == tuple("0123456789")
 
 
+def test_the_command_it_names_makes_the_same_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/small.py").write_text("def loss(images, attention):\n    return images.square().mean()\n")
+    options = ["--bits", "W8A8", "--prior", "mine/small.py=0.5", "--correction", "diag", "--seed", "4"]
+    options += ["--target", "ort,openvino"]
+    assert build(tmp_path / "cache", tmp_path / "first", *options, base=QUICK) == 0
+    command = Bundle.open(tmp_path / "first").manifest.provenance["command"]
+    assert "mine" not in command and command in " ".join(
+        re.sub(r"<[^>]+>", "", (tmp_path / "first/report.html").read_text("utf-8")).split()
+    )
+    monkeypatch.chdir(tmp_path / "mine")
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "toolchain.build"]
+    assert build(tmp_path / "cache", tmp_path / "second", base=words[3:]) == 0
+    assert files(tmp_path / "second") == files(tmp_path / "first")
+
+
 def test_what_the_command_says(quick: Built) -> None:
     assert "vit_digits-w4a8 -> " in quick.said
     assert "no real image read" in quick.said
     assert "RANDOM" not in quick.said
-    assert "Next: python -m runtime.bench" in quick.said.replace("\n", " ")
+    assert "Next: python -m runtime.bench" in quick.said
 
 
 def test_golden_vectors_are_of_8_synthetic_images(quick: Built) -> None:
@@ -268,10 +290,20 @@ def test_random_weights_are_said_in_capitals(tmp_path: Path, capsys: pytest.Capt
         (["--target", "ort", "--target", "openvino"], ["openvino", "ort"]),
     ],
 )
-def test_targets(options: list[str], targets: list[str], tmp_path: Path) -> None:
+def test_targets(
+    options: list[str],
+    targets: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert build(tmp_path / "cache", tmp_path / "out", *options, base=NOISE) == 0
-    files = Bundle.open(tmp_path / "out").manifest.files
-    assert [entry.target for entry in files if entry.role == "graph"] == targets
+    assert Bundle.open(tmp_path / "out").targets == targets
+    typed = "" if "ort" in targets else " --backend openvino"  # the default is ort
+    bench = f"python -m runtime.bench {tmp_path / 'out'}{typed}"
+    assert f"Next: {bench}\n" in capsys.readouterr().out
+    page = re.sub(r"<[^>]+>", "", (tmp_path / "out/report.html").read_text("utf-8"))
+    assert f"{bench} --json" in page
 
 
 ERRORS: list[tuple[list[str], list[str]]] = [

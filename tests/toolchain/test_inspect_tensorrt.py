@@ -26,7 +26,7 @@ from toolchain.inspect import inspect as inspect_backend
 from toolchain.inspect import main
 from toolchain.inspect_tensorrt import engine_layers, inspect
 from toolchain.targets import tensorrt
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions
 
 DigitsBundle = Callable[[str], Path]
 WORDS = {"INT8": "Int8", "FP16": "Half", "FP32": "Float"}

@@ -32,7 +32,7 @@ from tests.runtime.tensorrt_names import VERSIONS
 from tests.runtime.tiny import Spec, make_bundle, reference
 from tests.toolchain.nets import serialized
 from toolchain.targets import tensorrt
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions
 
 FULL = [version for version in VERSIONS if not version.startswith("rtx")]
 SPEC = Spec(int4=False)

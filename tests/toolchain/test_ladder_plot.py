@@ -63,7 +63,11 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(main, [str(record), str(out)]) == 0 and out.stat().st_size > 1000
     assert cli.invoke(parity.main, [str(root), "--json", str(record), "--threads", "1"]) == 0
     out.unlink()
-    for path, said in ((record, "holds no ladder"), (root / "preview.png", "not a JSON file"), (tmp_path, "")):
+    for path, said in (
+        (record, "holds no ladder"),
+        (root / "preview.png", "not a JSON file"),
+        (tmp_path, "runtime.parity BUNDLE"),
+    ):
         assert cli.invoke(main, [str(path), str(out)]) == 1
         captured = capfd.readouterr().err
         assert said in captured and "Traceback" not in captured

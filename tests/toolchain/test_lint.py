@@ -22,9 +22,11 @@ from tests.toolchain.nets import TINY, from_text, noise, serialized, spec_of, ti
 from tests.toolchain.rules import engines
 from tests.toolchain.rules.planted import GOOD, MINUS_128, WEIGHT_ONLY, other_type, swap
 from toolchain.graph import float_graph
-from toolchain.lint import graph_of, main, read
-from toolchain.rules import TARGETS, findings
+from toolchain.lint import graph_of, main
+from toolchain.onnx_file import read
+from toolchain.rules import findings
 from toolchain.targets import ort
+from toolchain.targets.choices import TARGETS
 
 # The warnings our own graphs may have. 4-bit weights with quantized activations stay INT4 in the canonical graph, so
 # that one file serves every target; TensorRT builds it, in what arithmetic shows on a GPU. +attn8 is asked for by name.

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from calib import recipes
-from calib.align.correction import FORMS
-from calib.align.distill import DistillConfig
+from calib.align.config import FORMS, DistillConfig
 from runtime import cli
 from runtime.bundle import Bundle
 from runtime.parity import check

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import REPO
 from tests.toolchain.nets import serialized, tiny_canonical
 from toolchain.targets import tensorrt
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions
 
 PARSE = """
 import sys

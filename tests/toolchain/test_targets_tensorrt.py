@@ -24,11 +24,11 @@ from runtime.rungs import Rung, levels_apart, open_rung
 from tests.toolchain.nets import TINY, calibrated, noise, run, serialized, spec_of, tiny_canonical, vit
 from toolchain.build import main
 from toolchain.graph import canonical_graph, float_graph
-from toolchain.lint import read
+from toolchain.onnx_file import read
 from toolchain.passes.match import linears, set_constant
 from toolchain.rules import findings
 from toolchain.targets import ort, tensorrt
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions
 
 SCHEMES = ["w8a8", "w4a8", "w4a16", "w4a4", "w3a8", "w8a8+attn8"]
 WIDE: dict[str, Any] = {"embed_dim": 128, "depth": 1}

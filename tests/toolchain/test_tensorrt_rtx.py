@@ -17,7 +17,7 @@ from tests.toolchain.rules.engines import refusal
 from toolchain.graph import canonical_graph, float_graph
 from toolchain.passes.match import set_constant
 from toolchain.targets import ort, tensorrt
-from toolchain.targets.tensorrt import TensorRtOptions
+from toolchain.targets.choices import TensorRtOptions
 
 
 @pytest.mark.parametrize("scheme", ["w4a8", "w4a16"])

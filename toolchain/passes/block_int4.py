@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.passes.match import constant, linears, set_constant
-
-TENSORRT_BLOCKS = (128, 64)  # of INT4, as TensorRT documents them
+from toolchain.targets.choices import TENSORRT_BLOCKS
 
 
 class BlockInt4(ir.passes.InPlacePass):

@@ -14,6 +14,7 @@ from typing import Any
 
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from toolchain.targets.choices import backend_option
 
 Json = dict[str, Any]
 REPORTS = "reports"
@@ -65,7 +66,7 @@ def gather(path: Path) -> Measured:
                 raise IntvitError(
                     f"{kind} file without {', '.join(lacking)}",
                     where=str(file),
-                    next=f"write it again: {command(kind, path)}, or remove it",
+                    next=f"write it again: {command(kind, bundle)}, or remove it",
                 )
             else:
                 by_kind[kind].append(record)
@@ -79,15 +80,16 @@ def gather(path: Path) -> Measured:
     )
 
 
-def command(kind: str, path: Path) -> str:
+def command(kind: str, bundle: Bundle) -> str:
     """What to type for a file of that kind."""
+    path, chosen = bundle.root, backend_option(bundle.targets)
     verb, option = {
         "bench": ("runtime.bench", ""),
         "accuracy": ("runtime.accuracy", " --data DIR"),
         "ladder": ("runtime.parity", " --ladder"),
         "inspect": ("toolchain.inspect", ""),
     }[kind]
-    return f"python -m {verb} {path}{option} --json {path / REPORTS / kind}.json"
+    return f"python -m {verb} {path}{chosen}{option} --json {path / REPORTS / kind}.json"
 
 
 def _read(path: Path) -> Json | None:

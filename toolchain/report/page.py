@@ -73,7 +73,7 @@ def section(found: Measured, prefix: str) -> dict[str, Any]:
         "made": summary.made(found),
         "files": manifest.files,
         "ignored": found.ignored,
-        "command": {kind: command(kind, bundle.root) for kind in found.by_kind},
+        "command": {kind: command(kind, bundle) for kind in found.by_kind},
     }
 
 

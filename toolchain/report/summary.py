@@ -60,7 +60,7 @@ def headline(found: Measured) -> list[Headline]:
 
 
 def _missing(found: Measured, what: str, kind: str, more: str = "") -> Headline:
-    return Headline(what, missing=command(kind, found.bundle.root) + more)
+    return Headline(what, missing=command(kind, found.bundle) + more)
 
 
 def _size(found: Measured) -> Iterator[Headline]:
@@ -206,7 +206,6 @@ def made(found: Measured) -> list[tuple[str, str]]:
             if one
         )
         rows.append(("what the build took", spent))
-    source = {"random": " --checkpoint random", "checkpoint": " --checkpoint FILE"}.get(manifest.weights, "")
-    again = f"python -m toolchain.build --model {manifest.model} --bits {manifest.scheme} --method {manifest.method}"
-    rows.append(("again", f"{again} --images {manifest.images} --seed {manifest.seed}{source}"))
+    if provenance.get("command"):
+        rows.append(("again", provenance["command"]))
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from toolchain.rules import bias, integers, kernels, operators, scales, structure
-from toolchain.rules.rule import TARGETS, Finding, Rule, Verdict
+from toolchain.rules.rule import Finding, Rule, Verdict
 
 RULES: tuple[Rule, ...] = (
     integers.zero_point,
@@ -43,9 +43,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def findings(model: ir.Model, target: str) -> list[Finding]:
-    """Everything in ``model`` that breaks a rule of ``target`` (one of :data:`TARGETS`), errors first."""
+    """Everything in ``model`` that breaks a rule of ``target``, one of the toolchain's, errors first."""
     found = [finding for rule in RULES for finding in rule.check(model, target)]
     return sorted(found, key=lambda finding: finding.severity != "error")
 
 
-__all__ = ["RULES", "TARGETS", "Finding", "Rule", "Verdict", "findings"]
+__all__ = ["RULES", "Finding", "Rule", "Verdict", "findings"]

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import onnx_ir as ir
 
-TARGETS = ("ort", "openvino", "tensorrt")
 Severity = Literal["error", "warning"]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.passes.block_int4 import TENSORRT_BLOCKS
 from toolchain.passes.match import constant
 from toolchain.rules.graph import (
     DEQUANTIZE,
@@ -24,6 +23,7 @@ from toolchain.rules.graph import (
     weights,
 )
 from toolchain.rules.rule import Hit, error, rule, warning
+from toolchain.targets.choices import TENSORRT_BLOCKS
 
 
 @rule(

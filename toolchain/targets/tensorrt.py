@@ -8,76 +8,15 @@ nodes; INT4 only beside float activations, in blocks. So 4-bit weights of intege
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, cast, get_args
-
 import onnx_ir as ir
 
 from calib.errors import IntvitError
 from toolchain.passes import BalanceScales, BlockInt4, ComputeDtype, Float8, LinearKernels, WidenInt4
 from toolchain.rules import findings
 from toolchain.targets import broken_rule
+from toolchain.targets.choices import Precision, TensorRtOptions
 
-Precision = Literal["fp16", "bf16", "fp32"]
-Quantizers = Literal["int8", "fp8"]
-Kernels = Literal["off", "on"]
 _DTYPES: dict[Precision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": get_args(Precision),
-    "quantizers": get_args(Quantizers),
-    "kernels": get_args(Kernels),
-}
-_LEFT_OUT = {
-    "residual-q": "the residual stream has no calibrated range, and peers that put it in 8 bits fell to chance",
-    "attn8": "integer attention products are part of the scheme: --bits w8a8+attn8",
-}
-
-
-@dataclass(frozen=True)
-class TensorRtOptions:
-    """Options of the dialect. Those that exclude each other are an IntvitError.
-
-    Attributes:
-        precision: the compute type of everything that is not quantized.
-        quantizers: what the quantizers make, and the weights are stored as: the calibrated integers; or E4M3 over the
-            same ranges, for SM 8.9 and later, which no golden vector speaks of.
-        kernels: whether linear layers are plugin nodes of our W4A8 and W8A8 kernels (docs/kernels.md).
-    """
-
-    precision: Precision = "fp16"
-    quantizers: Quantizers = "int8"
-    kernels: Kernels = "off"
-
-    def __post_init__(self) -> None:
-        if self.kernels == "on" and (self.precision, self.quantizers) != ("fp16", "int8"):
-            raise IntvitError(
-                "kernels=on goes with precision=fp16 and quantizers=int8 only",
-                where="--option",
-                why="the kernels read int8 and write float16 or int8",
-                next="leave the other options out, or kernels=off",
-            )
-
-    @classmethod
-    def parse(cls, given: Mapping[str, str]) -> TensorRtOptions:
-        """The options from NAME=VALUE texts.
-
-        Raises:
-            IntvitError: a name or value that is not known, or values that exclude each other; what was left out on
-                purpose says why.
-        """
-        known = "known: " + ", ".join(f"{name}={'|'.join(values)}" for name, values in _CHOICES.items())
-        for name, value in given.items():
-            if name not in _CHOICES:
-                why = _LEFT_OUT.get(name, "it is not one of its options")
-                raise IntvitError(f"the tensorrt target has no option {name!r}", where="--option", why=why, next=known)
-            if value not in _CHOICES[name]:
-                raise IntvitError(f"unknown {name} {value!r}", where="--option", next=known)
-        return cls(
-            cast(Precision, given.get("precision", cls.precision)),
-            cast(Quantizers, given.get("quantizers", cls.quantizers)),
-            cast(Kernels, given.get("kernels", cls.kernels)),
-        )
 
 
 def lower(canonical: ir.Model, options: TensorRtOptions | None = None) -> ir.Model:

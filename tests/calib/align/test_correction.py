@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from calib.align.bias import token_weights
-from calib.align.correction import FORMS, Correction, CorrectionConfig, Form, fit_correction, search_correction
+from calib.align.config import FORMS, CorrectionConfig, Form
+from calib.align.correction import Correction, fit_correction, search_correction
 from calib.align.rounding import relative_error
 from calib.quant.linear import QuantPatchConv
 from calib.quant.surgery import linears, prepare, set_quantized

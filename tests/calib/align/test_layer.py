@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from calib.align import layer as steps
-from calib.align.correction import Correction, CorrectionConfig, Form
+from calib.align.config import CorrectionConfig, Form, LayerConfig
+from calib.align.correction import Correction
 from calib.align.inputs import Split
-from calib.align.layer import LayerConfig, LayerRows, quantize_layer
+from calib.align.layer import LayerRows, quantize_layer
 from calib.align.rounding import relative_error
 from calib.quant.families import Site
 from calib.quant.linear import QuantLinear

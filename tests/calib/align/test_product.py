@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from calib.align.layer import LayerConfig
+from calib.align.config import LayerConfig
 from calib.align.product import BATCH_ROWS, quantize_product
 from calib.align.ranges import CLIPS_8BIT, search_range
 from calib.align.rounding import relative_error

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from calib.align.config import LayerConfig, ReconstructConfig
 from calib.align.inputs import Split, arguments, layer_inputs
-from calib.align.layer import LayerConfig, LayerRows, quantize_layer
+from calib.align.layer import LayerRows, quantize_layer
 from calib.align.product import quantize_product
-from calib.align.reconstruct import Job, ReconstructConfig, Suffix, reconstruct, token_error
+from calib.align.reconstruct import Job, Suffix, reconstruct, token_error
 from calib.network import Network
 from calib.quant.attention import QuantProduct
 from calib.quant.families import Segment, segments

@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from calib.align.distill import DistillConfig
-from calib.align.layer import LayerConfig
-from calib.align.reconstruct import ReconstructConfig
+from calib.align.config import CalibrateConfig, DistillConfig, LayerConfig, ReconstructConfig
 from calib.align.settle import branch_limit
-from calib.calibrate import CalibrateConfig, calibrate
+from calib.calibrate import calibrate
 from calib.calibrated import CalibratedModel
 from calib.quant import integers
 from calib.quant.families import block_names

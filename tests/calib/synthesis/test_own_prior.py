@@ -12,7 +12,7 @@ from calib.errors import IntvitError
 from calib.recipes import recipe, with_own_priors
 from calib.synthesis.losses import gradient, wanted
 from calib.synthesis.methods import BEST, NOISE, PROCEDURAL, PSAQ, SPDFQ
-from calib.synthesis.own_prior import parse_prior, with_priors
+from calib.synthesis.own_prior import Attention, parse_prior, with_priors
 from calib.synthesis.plan import Group
 from calib.synthesis.priors.attention_prior import layouts
 from calib.synthesis.state import start
@@ -86,6 +86,9 @@ def test_a_method_that_only_draws_refuses_it(flat: Path) -> None:
         ("empty.py=1", "", "does not load"),
         ("broken.py=1", "def loss(:", "does not load"),
         ("raises.py=1", "1 / 0", "ZeroDivisionError"),
+        ("number.py=1", "loss = 3", "loss is a int, not a function"),
+        ("flat.py=nan", FLAT, "not a prior"),
+        ("flat.py=inf", FLAT, "not a prior"),
     ],
 )
 def test_what_is_no_prior_is_refused(
@@ -97,6 +100,27 @@ def test_what_is_no_prior_is_refused(
     with pytest.raises(IntvitError) as caught:
         parse_prior(text)
     assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("images.mean((1, 2, 3))", "it is a Tensor of shape (2,)"),
+        ("1.0", "it is a float"),
+        ("None", "it is a NoneType"),
+        ("images.detach().mean()", "no gradient"),
+        ("images.mean() * float('nan')", "it is nan"),
+        ("attention.nothing", "AttributeError"),
+    ],
+)
+def test_a_loss_that_cannot_be_minimised_is_told_by_its_file(body: str, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"def loss(images, attention):\n    return {body}\n")
+    own = parse_prior(f"{path}=1")
+    images = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    with pytest.raises(IntvitError) as caught:
+        own.value(images, Attention([], [], [], 1))
+    assert caught.value.where == str(path) and fault in caught.value.why and "docs/synthesis.md" in caught.value.next
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:

@@ -42,6 +42,18 @@ def test_optional_packages_are_not_imported() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)
 
 
+def test_an_onnx_runtime_that_cannot_be_imported_is_a_problem_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import of it is an ImportError
+    found = doctor.examine()
+    assert found["onnxruntime"] == {"version": "", "providers": []} and found["notes"] == []
+    assert [problem["what"] for problem in found["problems"]].count("ONNX Runtime cannot be imported") == 1
+    assert cli.invoke(doctor.main, []) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "cannot be imported" in said and "pip install --force-reinstall onnxruntime" in said
+
+
 @pytest.mark.skipif(shutil.which("lscpu") is None, reason="no lscpu on this machine")
 def test_the_features_are_those_lscpu_names(report: dict[str, Any]) -> None:
     said = subprocess.run(["lscpu"], capture_output=True, text=True, check=True, env={"LC_ALL": "C"}).stdout

@@ -70,7 +70,7 @@ def test_what_was_not_measured_says_what_to_type(bare: Path, tmp_path: Path) -> 
     _, found = page(tmp_path / "a.html", bare)
     said = re.sub(r"\s+", " ", found.text)
     for kind in KINDS:
-        assert command(kind, bare) in said
+        assert command(kind, Bundle.open(bare)) in said
     assert not re.search(r"\bnan\b|None|Undefined", said)
 
 
@@ -104,7 +104,7 @@ def test_a_measurement_of_another_bundle_is_left_out_by_name(bare: Path, tmp_pat
     atomic_write_json(copy / "reports/bench-old.json", bench_record() | {"bundle": Bundle.open(bare).sha256})
     _, found = page(tmp_path / "a.html", copy)
     assert "reports/bench-old.json was measured on another bundle" in found.text
-    assert command("bench", copy) in found.text
+    assert command("bench", Bundle.open(copy)) in found.text
 
 
 def test_the_command_writes_into_the_bundle_or_where_told(
@@ -164,4 +164,4 @@ def test_accuracy_alone_is_shown(tmp_path: Path) -> None:
     bundle = bare_bundle(tmp_path / "b")
     atomic_write_json(bundle / "reports/accuracy.json", accuracy_record() | {"bundle": Bundle.open(bundle).sha256})
     _, found = page(tmp_path / "a.html", bundle)
-    assert "80.00 %" in found.text and command("bench", bundle) in found.text
+    assert "80.00 %" in found.text and command("bench", Bundle.open(bundle)) in found.text

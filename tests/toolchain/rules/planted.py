@@ -13,7 +13,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 from tests.toolchain.nets import from_text
 from tests.toolchain.rules import engines
 from toolchain.passes.match import set_constant
-from toolchain.rules import RULES, TARGETS, findings
+from toolchain.rules import RULES, findings
+from toolchain.targets.choices import TARGETS
 
 SIZE = 32
 

@@ -9,7 +9,8 @@ import pytest
 from tests.toolchain.nets import from_text
 from tests.toolchain.rules import test_bias, test_integers, test_kernels, test_operators, test_scales, test_structure
 from tests.toolchain.rules.planted import GEMM, GOOD, WEIGHT, WEIGHT_ONLY
-from toolchain.rules import RULES, TARGETS, Rule, findings
+from toolchain.rules import RULES, Rule, findings
+from toolchain.targets.choices import TARGETS
 
 FAMILIES = (test_integers, test_scales, test_bias, test_operators, test_kernels, test_structure)
 

@@ -28,7 +28,8 @@ from tests.toolchain.rules.planted import (
     swap,
 )
 from toolchain.graph import canonical_graph
-from toolchain.rules import TARGETS, findings
+from toolchain.rules import findings
+from toolchain.targets.choices import TARGETS
 
 OWN_SCALE = ("(x, s, z)", "(x, t, z)"), ("(xq, s, z)", "(xq, t, z)"), (SCALE, "float t = {0.02}")
 PER_CHANNEL = (

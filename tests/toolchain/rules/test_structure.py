@@ -22,7 +22,8 @@ from tests.toolchain.rules.planted import (
     same,
     swap,
 )
-from toolchain.rules import TARGETS, findings
+from toolchain.rules import findings
+from toolchain.targets.choices import TARGETS
 
 SECOND = f"int8[{SIZE}, {SIZE}] v = {numbers(SIZE * SIZE, seed=3)}"
 TWO_LAYERS = (

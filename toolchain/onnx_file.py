@@ -1,0 +1,108 @@
+"""An ONNX file, whoever wrote it, as the rules of ``toolchain.lint`` want it; and what is wrong with a bad one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from runtime.errors import IntvitError
+from toolchain.rules.graph import DEQUANTIZE, QUANTIZE
+
+_READ_HINT = "check that it is the whole .onnx file, with its external data beside it"
+
+
+def read(path: Path) -> ir.Model:
+    """An ONNX file as the rules want it: functions inlined, Constant nodes as initializers, shapes inferred.
+
+    Raises:
+        IntvitError: there is no such file, it is not ONNX, it holds no graph, a tensor's bytes are missing, or a node
+            reads a tensor that nothing makes.
+    """
+    if not path.is_file():
+        raise IntvitError("there is no such model", where=str(path), next="give an .onnx file or a bundle's directory")
+    with _quiet():  # what onnx-ir notes while reading is raised below; where inference gives up, known types do
+        model = _load(path)
+        _check_whole(model, path)
+        if model.functions:
+            common.InlinePass()(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    return model
+
+
+def _load(path: Path) -> ir.Model:
+    try:
+        model = ir.load(path)
+    except OSError as error:
+        raise IntvitError("cannot read the model", where=str(path), why=error.strerror or str(error)) from error
+    except Exception as error:  # protobuf, onnx and onnx-ir each have their own on bytes that are no model
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise IntvitError("the file is not an ONNX model", where=str(path), why=why, next=_READ_HINT) from error
+    if not len(model.graph):
+        raise IntvitError("the model holds no graph", where=str(path), why="no node in it", next=_READ_HINT)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    log = logging.getLogger("onnx_ir")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _check_whole(model: ir.Model, path: Path) -> None:
+    for name, stored in model.graph.initializers.items():
+        try:
+            array = stored.const_value.numpy() if stored.const_value is not None else None
+        except Exception as error:  # a missing file, too few bytes, an unknown type: each reader has its own
+            raise IntvitError(
+                "a tensor of the model cannot be read", where=f"{path}: {name}", why=str(error), next=_READ_HINT
+            ) from error
+        if array is None:
+            raise IntvitError("a tensor of the model has no values", where=f"{path}: {name}", next=_READ_HINT)
+    opset = model.opset_imports.get("", onnx.defs.onnx_opset_version())
+    for node in model.graph.all_nodes():
+        fault = _malformed(node, opset)
+        if fault:
+            label = f"{path}: {node.name or node.op_type}"
+            raise IntvitError("a node is not what ONNX defines", where=label, why=fault, next=_READ_HINT)
+        for value in node.inputs:
+            if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+                continue
+            raise IntvitError(
+                "a node reads a tensor that nothing makes",
+                where=f"{path}: {node.name or node.op_type}",
+                why=f"{value.name!r} is no input, no initializer and no node's output",
+                next=_READ_HINT,
+            )
+
+
+def _malformed(node: ir.Node, opset: int) -> str:
+    """How a node of ONNX's own breaks its operator's signature, as far as the rules rely on it; empty where not."""
+    texts = [node.op_type, node.domain, node.name or "", *(value.name or "" for value in node.outputs)]
+    if not all(isinstance(text, str) for text in texts):
+        return "one of its names is not UTF-8"
+    if not onnx.defs.has(node.op_type) or (node.domain and node.op_type not in (QUANTIZE, DEQUANTIZE)):
+        return ""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset)
+    except onnx.defs.SchemaError:  # younger than the opset, which is a rule's business
+        schema = onnx.defs.get_schema(node.op_type)
+    if len(node.inputs) < schema.min_input or not node.outputs:
+        return f"{node.op_type} has {len(node.inputs)} inputs and {len(node.outputs)} outputs"
+    for name, attribute in node.attributes.items():
+        declared = schema.attributes.get(name)
+        kind = str(declared.type).rsplit(".", 1)[-1] if declared is not None else attribute.type.name
+        if kind != attribute.type.name:
+            return f"its attribute {name} is {attribute.type.name}, not {kind}"
+    return ""
