@@ -41,7 +41,7 @@ def require_checkpoint(checkpoint: str | Path | None) -> None:
     """Refuse what ``--checkpoint`` cannot name; None and ``random`` name no file.
 
     Raises:
-        IntvitError: no such file, or an unknown suffix.
+        IntvitError: no such file, an unknown suffix, or a file that cannot be opened.
     """
     if checkpoint is None or checkpoint == RANDOM:
         return
@@ -60,6 +60,15 @@ def require_checkpoint(checkpoint: str | Path | None) -> None:
             why=f"this one ends in {path.suffix}" if path.suffix else "this one has no suffix",
             next="save it with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
         )
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise IntvitError(
+            "the checkpoint cannot be opened",
+            where=str(path),
+            why=error.strerror or str(error),
+            next="check its permissions",
+        ) from error
 
 
 def require_device(choice: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -96,5 +97,6 @@ def synthesise_to(
     about["seconds"] = round(time.monotonic() - begun, 1)
     about["processes"] = place.world
     write_set(whole, config, loaded, about, out)
-    shutil.rmtree(work, ignore_errors=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.work"):  # this run's, and those of others that failed here
+        shutil.rmtree(left, ignore_errors=True)
     return whole

@@ -27,7 +27,7 @@ def require_place(out: Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".intvit-", dir=above))
     except OSError as error:
         raise IntvitError(
-            "nothing can be written at --out",
+            "cannot write to --out",
             where=str(out),
             why=f"{above}: {error.strerror or error}",
             next="choose another --out, or make that folder writable",

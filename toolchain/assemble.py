@@ -12,6 +12,7 @@ from calib.calibrated import CalibratedModel
 from runtime.bundle import Bundle, write_manifest
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
+from runtime.manifest import MANIFEST_DIGEST
 from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
 from toolchain.inspect import inspect
@@ -76,7 +77,19 @@ def _assemble(
         if evaluate_on is not None:
             reported = measure(Bundle.open(partial), model, evaluate_on, measured_backend(targets))
             write_manifest(partial, manifest.model_copy(update={"reported": reported}))
+        _keep_measured(out / REPORTS, partial / REPORTS)
     return Bundle.open(out)
+
+
+def _keep_measured(held: Path, fresh: Path) -> None:
+    """Bring over the figures that were measured of the very bundle that is made again: the same bytes."""
+    try:
+        same = (held.parent / MANIFEST_DIGEST).read_bytes() == (fresh.parent / MANIFEST_DIGEST).read_bytes()
+        measured = [path for path in held.iterdir() if path.is_file() and not (fresh / path.name).exists()]
+    except OSError:  # there is none
+        return
+    for path in measured if same else ():
+        shutil.copyfile(path, fresh / path.name)
 
 
 def write_reports(bundle: Bundle, targets: list[str], console: Console) -> None:

@@ -188,12 +188,12 @@ def main(
     timed = (
         profiling.profile(opened, _executing, batch=batch, threads=threads) if profile and backend == "ort" else None
     )
-    if json is not None:
-        times = {} if timed is None else {"profile": timed.to_json()}
-        atomic_write_json(json, found.to_json() | {"bundle": opened.sha256, "backend": backend} | times)
     _show(found, backend, Console())
     if timed is not None:
         profiling.show(timed, Console())
+    if json is not None:
+        times = {} if timed is None else {"profile": timed.to_json()}
+        atomic_write_json(json, found.to_json() | {"bundle": opened.sha256, "backend": backend} | times)
 
 
 if __name__ == "__main__":

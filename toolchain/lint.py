@@ -99,9 +99,9 @@ def main(
     from toolchain.rules import findings
 
     found = findings(read(path), target)
+    _show(found, path, target, Console())
     if json is not None:
         atomic_write_json(json, report(path, target, found))
-    _show(found, path, target, Console())
     if any(finding.severity == "error" for finding in found):
         raise typer.Exit(1)
 

@@ -56,9 +56,9 @@ def main(
     pixels = read_images(images_stage(job, StageStore(cache or default_store())), job)
     with task(f"sensitivity ({scheme})", STEPS) as advance:
         found = sensitivities(job.loaded.module, scheme, pixels, seed, progress=stepper(advance, STEPS))
+    _show(found, Console())
     if json_out is not None:
         atomic_write_json(json_out, [asdict(each) for each in found])
-    _show(found, Console())
 
 
 def _show(found: list[Sensitivity], console: Console) -> None:

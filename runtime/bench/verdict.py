@@ -33,7 +33,8 @@ def verdict(name: str, ratios: Mapping[str, float], sixteen: Sequence[str] = ())
     rivals = [reference for reference in sixteen if ratios[reference] < WORTH]
     if rivals:
         kind = rivals[0].split()[0]
-        return f"{said}; do not quantize if {kind} is available, unless the smaller file is what you need."
+        little = f"under {100 * (WORTH - 1):.0f} % over it does not pay for the accuracy"
+        return f"{said}; do not quantize if {kind} is available ({little}), unless the smaller file is what you need."
     if ratios[own] < FASTER:
         return f"{said}: no faster in practice; the gain is the smaller file."
     return f"{said}, at this batch and thread count."

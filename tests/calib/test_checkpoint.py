@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -81,6 +82,15 @@ def test_other_suffixes_are_refused_whatever_is_inside(tmp_path: Path, safe: Pat
     error = refusal(path)
     assert ".safetensors" in error.what
     assert (path.suffix or "no suffix") in error.why
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(safe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, *_: object) -> None:  # root may read everything, so nothing can be taken away
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    error = refusal(safe)
+    assert "cannot be opened" in error.what and error.why == "Permission denied" and "permissions" in error.next
 
 
 @pytest.mark.parametrize("keep", [0, 3, 8, 20, -1])

@@ -116,6 +116,8 @@ def test_out_is_not_overwritten_unawares(tmp_path: Path, alone: Path) -> None:
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
     assert run(*SMALL, "--out", str(alone)).returncode == 1
     before = content(alone)
+    (alone.parent / ".set.of-a-run-that-failed.work").mkdir()
     done = run(*SMALL, "--out", str(alone), "--force")
     assert done.returncode == 0, done.stderr
     assert content(alone) == before
+    assert [path.name for path in alone.parent.iterdir()] == ["set"]

@@ -38,9 +38,8 @@ def wanted() -> Iterator[tuple[str, ...]]:
         elsewhere = page.startswith("docs/decisions") or page == "docs/first-hour.md"
         if elsewhere or module.split(".")[0] in OTHERS or module.startswith(tuple(NOT_HERE)):
             continue
-        if any(word in ("...", "…") or "[" in word for word in arguments) or any(
-            "tensorrt" in w for w in arguments[1:2]
-        ):
+        gpu = "--backend tensorrt" in " ".join(arguments) or "--engine-json" in arguments
+        if gpu or any(word in ("...", "…") or "[" in word for word in arguments):
             continue
         changed = []
         for word in arguments:
@@ -71,8 +70,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(words: tuple[str, ...], place: Path) -> int:
     module, *arguments = words
     more = list(SHORT.get(module, []))
-    if module == "toolchain.build" and "--target" not in arguments and importlib.util.find_spec("openvino"):
-        more += ["--target", "ort,openvino", "--force"]
+    if module == "toolchain.build":  # each has what any command on the pages wants of a bundle of its name
+        targets = {"ort", *(["openvino"] if importlib.util.find_spec("openvino") else [])}
+        if "--target" in arguments:
+            targets |= set(arguments[arguments.index("--target") + 1].split(","))
+        more += [word for target in sorted(targets) for word in ("--target", target)] + ["--force"]
     return cli.invoke(importlib.import_module(module).main, [*arguments, *more])
 
 

@@ -131,6 +131,25 @@ def test_help_lists_the_options(
             assert name in said or not name.startswith("-")
 
 
+def test_the_readme_names_every_page() -> None:
+    text = (REPO / "README.md").read_text("utf-8")
+    assert [page.name for page in (REPO / "docs").glob("*.md") if f"](docs/{page.name})" not in text] == []
+
+
+def test_tables_are_not_torn() -> None:
+    """A row behind an empty line is shown as text: it needs a header of its own."""
+    for page in PAGES:
+        lines = ["", *page.read_text("utf-8").splitlines(), ""]
+        torn = [
+            below
+            for above, below, next_one in zip(lines, lines[1:], lines[2:], strict=False)
+            if below.startswith("|")
+            and not above.startswith("|")
+            and not next_one.startswith(("|:", "| :", "|--", "| --", "|-"))
+        ]
+        assert torn == [], page
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(REPO).as_posix() for page in PAGES])
 def test_make_targets_and_links_exist(page: Path) -> None:
     text = page.read_text("utf-8")

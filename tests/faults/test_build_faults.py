@@ -346,3 +346,4 @@ def test_a_place_that_cannot_be_written(where: str, tmp_path: Path, capsys: pyte
     assert str(tmp_path / "file") in said
     assert "Traceback" not in said and "fault of intvit" not in said
     assert (tmp_path / "file").read_text() == "in the way"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # told before any stage was made

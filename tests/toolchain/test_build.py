@@ -217,6 +217,17 @@ def test_the_same_command_again_reuses_every_stage(
     assert (said.count(": reused "), said.count(": made ")) == (1, 2)  # the same pictures serve every scheme
 
 
+def test_what_was_measured_of_the_very_same_bundle_stays(tmp_path: Path) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    assert build(cache, out) == 0
+    (out / "reports/bench-mine.json").write_text('{"backend": "ort"}')
+    assert build(cache, out) == 0
+    assert (out / "reports/bench-mine.json").read_text() == '{"backend": "ort"}'
+    (out / "reports/bench-mine.json").write_text("{}")
+    assert build(cache, out, "--seed", "9") == 0  # another bundle under the same name
+    assert not (out / "reports/bench-mine.json").exists()
+
+
 def test_force_makes_every_stage_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build(tmp_path / "cache", tmp_path / "out") == 0
     before = files(tmp_path / "out")

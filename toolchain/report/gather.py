@@ -1,6 +1,6 @@
 """Everything a report is made from: the bundle, and the JSON files other verbs have left in its ``reports/``.
 
-A file counts by the begin of its name: ``reports/bench*.json``, ``accuracy*.json``, ``ladder*.json``,
+A file counts by how its name begins: ``reports/bench*.json``, ``accuracy*.json``, ``ladder*.json``,
 ``inspect*.json``. The manifest does not list them, so each says which bundle it was measured on, and one of another
 bundle is left out by name (docs/decisions/0019).
 """
