@@ -9,7 +9,18 @@ from typing import Any
 from benches.markdown import markdown
 
 Record = dict[str, Any]
-ORDER = ("noise", "procedural", "psaq", "mimiq", "dfq-vit", "spdfq", "best", "real")
+ORDER = (
+    "noise",
+    "procedural",
+    "procedural (dead leaves)",
+    "psaq",
+    "mimiq",
+    "dfq-vit",
+    "spdfq",
+    "best",
+    "best (dead leaves)",
+    "real",
+)
 
 
 def _spread(values: list[float]) -> str:
