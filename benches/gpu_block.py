@@ -10,7 +10,7 @@ from torch import nn
 
 from benches.gpu_timing import current_stream
 from runtime.kernels.launch import Kernels
-from runtime.kernels.packing import pack_int4, pack_int8
+from runtime.kernels.packing import pack_int4, pack_int8, pack_quantizer
 from runtime.kernels.tiles import Bits
 
 HEAD = 64  # channels of a head in every DeiT
@@ -54,6 +54,19 @@ def levels_of(weight: torch.Tensor, bits: Bits) -> tuple[torch.Tensor, torch.Ten
     return (weight / scale[:, None]).round().clamp(-largest, largest).to(torch.int8), scale
 
 
+def spread(values: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """A factor a channel, a step and a shift for (..., k), as calibration finds them behind GELU (docs/numerics.md).
+
+    The factors, float32 (k,), bring the channels' ranges half way together; the shift is their middle in whole steps.
+    """
+    low, high = torch.aminmax(values.float().flatten(0, -2), dim=0)
+    width = (high - low).clamp(min=1e-6)
+    factor = (width.mean() / width).sqrt()
+    least, most = float((low * factor).min()), float((high * factor).max())
+    step = (most - least) / 254
+    return factor, step, step * round((most + least) / 2 / step)
+
+
 class IntegerBlock:
     """The block with integer linear layers: eight launches of ours, torch's attention and the last addition.
 
@@ -63,21 +76,25 @@ class IntegerBlock:
 
     def __init__(self, kernels: Kernels, block: Block, x: torch.Tensor, bits: Bits) -> None:
         self.kernels, self.block = kernels, block
-        ranges = {name: float(value.abs().max()) for name, value in block.stages(x).items()}
+        stages = block.stages(x)
+        steps = {name: float(value.abs().max()) / 127 for name, value in stages.items()}
+        self.factor, steps["fc2"], shift = spread(stages["fc2"])
         device, batch, tokens = x.device, *x.shape[:2]
-        self.packed, self.scale, self.bias, self.step = {}, {}, {}, {}
+        self.packed, self.scale, self.bias = {}, {}, {}
         for name in ("qkv", "proj", "fc1", "fc2"):
             layer: nn.Linear = getattr(block, name)
-            levels, scale = levels_of(layer.weight, bits)
+            levels, scale = levels_of(layer.weight / self.factor if name == "fc2" else layer.weight, bits)
             packed: Any = pack_int4(levels.numpy()) if bits == 4 else pack_int8(levels.numpy())
-            step = ranges[name] / 127
             self.packed[name] = torch.from_numpy(packed).to(device)
-            self.scale[name] = (scale * step).to(device)
+            self.scale[name] = (scale * steps[name]).to(device)
             self.bias[name] = layer.bias.detach().float().contiguous()
-            self.step[name] = torch.tensor([step], device=device)
+            if name == "fc2":
+                self.bias[name] = self.bias[name] + (shift * levels.float().sum(1) * scale).to(device)
+        self.proj_step = torch.tensor([steps["proj"]], device=device)
+        self.quantizer = torch.from_numpy(pack_quantizer(steps["fc2"], shift)).to(device)
         self.norms = [
             (norm.weight.detach().float(), norm.bias.detach().float(), torch.tensor([step, EPSILON], device=device))
-            for norm, step in ((block.norm1, ranges["qkv"] / 127), (block.norm2, ranges["fc1"] / 127))
+            for norm, step in ((block.norm1, steps["qkv"]), (block.norm2, steps["fc1"]))
         ]
 
         def buffer(width: int, dtype: torch.dtype) -> torch.Tensor:
@@ -98,10 +115,10 @@ class IntegerBlock:
         kernels.layernorm(x, None, *first, None, self.narrow, stream=stream)
         self._linear("qkv", self.narrow, self.qkv)
         attended = self.block.attend(self.qkv).contiguous()
-        kernels.quantize(attended, self.step["proj"], self.narrow, stream=stream)
+        kernels.quantize(attended, self.proj_step, self.narrow, stream=stream)
         self._linear("proj", self.narrow, self.branch)
         kernels.layernorm(x, self.branch, *second, self.middle, self.narrow, stream=stream)
-        self._linear("fc1", self.narrow, self.wide, gelu=True, step=self.step["fc2"])
+        self._linear("fc1", self.narrow, self.wide, gelu=True, factor=self.factor, quantizer=self.quantizer)
         self._linear("fc2", self.wide, self.branch)
         return self.middle + self.branch
 

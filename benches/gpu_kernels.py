@@ -3,7 +3,8 @@
 First they must be right: every layer of deit_t/s/b and swin_t, every tile, sums and outputs against numpy, bit by bit;
 one difference and nothing is timed. Then, at deit_s and deit_b shapes, W4A8 and W8A8 with float16 output in every tile,
 the Triton twin, and cuBLAS in float16 with bias (torch's linear): microseconds a call from CUDA graphs replayed in
-turns, going round as many sets of operands as are twice the chip's cache. Last a whole block, ours against torch in
+turns, going round as many sets of operands as are twice the chip's cache; fc1 also with GELU and int8, and with factor
+and shift before that, as calibrated networks have it. Last a whole block, ours against torch in
 float16 with its fused attention. Rates are set against the chip's ceilings, measured here and from the datasheet.
 """
 
@@ -31,14 +32,15 @@ from runtime.errors import IntvitError
 from runtime.kernels import reference
 from runtime.kernels.build import build, source_hash
 from runtime.kernels.launch import Kernels
-from runtime.kernels.packing import pack_int4, pack_int8
+from runtime.kernels.packing import pack_int4, pack_int8, pack_quantizer
 from runtime.kernels.tiles import OUTPUTS, TILES, WIDTHS, Bits, Output, Tile
 
 NAME = "gpu_kernels"
 MODELS = ("deit_s", "deit_b")
 BATCHES = (1, 8, 32, 64)
 DEVICE = "cuda"  # tests go through everything but the launches on "cpu"
-STEP = 0.07
+QUANTIZER = pack_quantizer(0.07, 0.21, (-120, 127))  # kernels without a factor leave out the shift
+_FUSED: dict[str, Output] = {"gelu+int8": "i8_gelu", "gelu+affine+int8": "i8_gelu_affine"}
 _TORCH = {"i32": torch.int32, "f16": torch.float16, "i8": torch.int8}
 
 
@@ -62,13 +64,14 @@ def describe_gpu() -> dict[str, Any]:
 
 
 def operands(shape: Shape, rows: int, bits: Bits, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Random a, levels, scale and bias; outputs spread by about 4, so that some int8 ones of step 0.07 saturate."""
+    """Random a, levels, scale, bias, factor; outputs spread by about 4: some int8 ones of step 0.07 saturate."""
     generator = np.random.default_rng([seed, rows, shape.k, shape.n, bits])
     top = 7 if bits == 4 else 127
     a = generator.integers(-128, 128, (rows, shape.k)).astype(np.int8)
     levels = generator.integers(-top, top + 1, (shape.n, shape.k)).astype(np.int8)
     scale = (4 / (74 * top * 0.58 * np.sqrt(shape.k)) * generator.uniform(0.3, 2, shape.n)).astype(np.float32)
-    return a, levels, scale, generator.standard_normal(shape.n).astype(np.float32)
+    bias = generator.standard_normal(shape.n).astype(np.float32)
+    return a, levels, scale, bias, generator.uniform(0.3, 2, shape.n).astype(np.float32)
 
 
 def packed(levels: np.ndarray, bits: Bits) -> np.ndarray:
@@ -76,12 +79,14 @@ def packed(levels: np.ndarray, bits: Bits) -> np.ndarray:
     return pack_int4(levels) if bits == 4 else pack_int8(levels)
 
 
-def wanted(output: Output, sums: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def wanted(output: Output, sums: np.ndarray, scale: np.ndarray, bias: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """What numpy says of one output, from the sums."""
     if output == "i32":
         return sums
-    y = reference.dequantize(sums, scale, bias, with_gelu=output.endswith("gelu"))
-    return reference.quantize(y, STEP) if output.startswith("i8") else y.astype(np.float16)
+    y = reference.dequantize(sums, scale, bias, with_gelu="gelu" in output)
+    if output.startswith("f16"):
+        return y.astype(np.float16)
+    return reference.requantize(y, QUANTIZER, factor if output.endswith("affine") else None)
 
 
 def correctness(kernels: Kernels) -> int:
@@ -90,20 +95,20 @@ def correctness(kernels: Kernels) -> int:
     Raises:
         IntvitError: an element differs.
     """
-    step = torch.tensor([STEP], device=DEVICE)
+    quantizer = torch.from_numpy(QUANTIZER).to(DEVICE)
     compared = 0
     for shape in every():
         for bits in WIDTHS:
             arrays = operands(shape, shape.tokens, bits)
             sums = reference.accumulate(arrays[0], arrays[1])
-            a, scale, bias = (torch.from_numpy(array).to(DEVICE) for array in (arrays[0], *arrays[2:]))
+            a, scale, bias, by = (torch.from_numpy(array).to(DEVICE) for array in (arrays[0], *arrays[2:]))
             weights = torch.from_numpy(packed(arrays[1], bits)).to(DEVICE)
             for output in OUTPUTS:
                 right = torch.from_numpy(wanted(output, sums, *arrays[2:])).to(DEVICE)
                 for tile in TILES:
                     y = torch.full_like(right, 77)
-                    gelu = output.endswith("gelu")
-                    kernels.linear(a, weights, y, scale, bias, gelu=gelu, step=step, tile=tile)
+                    gelu, factor = "gelu" in output, by if output.endswith("affine") else None
+                    kernels.linear(a, weights, y, scale, bias, gelu=gelu, factor=factor, quantizer=quantizer, tile=tile)
                     different = int((y.view(torch.uint8) != right.view(torch.uint8)).sum())
                     compared += 1
                     if different:
@@ -135,31 +140,33 @@ def measured_ceilings(repeats: int) -> Ceilings:
 
 
 def layer_calls(
-    kernels: Kernels, shape: Shape, rows: int, bits: Bits, sets: int, tiles: dict[str, Tile], output: str
+    kernels: Kernels, shape: Shape, rows: int, bits: Bits, sets: int, tiles: dict[str, Tile], output: Output
 ) -> dict[str, list[Any]]:
     """For each tile, and for the twin, a launch on each set of operands."""
     from toolchain import triton_twin
 
     base = operands(shape, 1, bits)
-    scale, bias = (torch.from_numpy(array).to(DEVICE) for array in base[2:])
-    step = torch.tensor([STEP], device=DEVICE)
+    scale, bias, factor, quantizer = (torch.from_numpy(array).to(DEVICE) for array in (*base[2:], QUANTIZER))
     calls: dict[str, list[Any]] = {name: [] for name in [*tiles, "triton"]}
-    gelu = output == "i8"
+    plain = output.split("_")[0]
+    after: dict[str, Any] = {
+        "gelu": "gelu" in output,
+        "factor": factor if output.endswith("affine") else None,
+        "quantizer": quantizer,
+    }
     for _ in range(sets):
         a = torch.randint(-128, 128, (rows, shape.k), dtype=torch.int8, device=DEVICE)
         weights = torch.from_numpy(packed(base[1], bits)).to(DEVICE)
-        y = torch.empty((rows, shape.n), dtype=_TORCH[output], device=DEVICE)
+        y = torch.empty((rows, shape.n), dtype=_TORCH[plain], device=DEVICE)
         for name, tile in tiles.items():
-            calls[name].append(partial(_launch, kernels, a, weights, y, scale, bias, gelu, step, tile))
-        twin = partial(triton_twin.linear, a, weights, output, scale, bias, gelu=gelu, step=step, tile=(128, 128))
+            calls[name].append(partial(_launch, kernels, a, weights, y, scale, bias, tile=tile, **after))
+        twin = partial(triton_twin.linear, a, weights, plain, scale, bias, tile=(128, 128), **after)
         calls["triton"].append(partial(twin, num_warps=8))
     return calls
 
 
-def _launch(
-    kernels: Kernels, a: Any, weights: Any, y: Any, scale: Any, bias: Any, gelu: bool, step: Any, tile: Tile
-) -> None:
-    kernels.linear(a, weights, y, scale, bias, gelu=gelu, step=step, tile=tile, stream=current_stream())
+def _launch(kernels: Kernels, *arrays: Any, **options: Any) -> None:
+    kernels.linear(*arrays, **options, stream=current_stream())
 
 
 def _half(*size: int) -> torch.Tensor:
@@ -176,8 +183,9 @@ def time_layer(kernels: Kernels, shape: Shape, batch: int, repeats: int, cache: 
         variants |= {f"w{bits}a8 {name}": calls for name, calls in made.items()}
         if shape.layer == "fc1":
             tile = kernels.choose(rows, shape.n, shape.k, bits)
-            made = layer_calls(kernels, shape, rows, bits, sets, {tile.name: tile}, "i8")
-            variants[f"w{bits}a8 gelu+int8"] = made[tile.name]
+            for name, output in _FUSED.items():
+                made = layer_calls(kernels, shape, rows, bits, sets, {tile.name: tile}, output)
+                variants[f"w{bits}a8 {name}"] = made[tile.name]
     sets = sets_beyond(traffic(shape, batch, 16), cache)
     variants["fp16 cublas"] = [
         partial(F.linear, _half(rows, shape.k), _half(shape.n, shape.k), bias) for bias in _half(sets, shape.n)

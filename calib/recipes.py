@@ -23,7 +23,7 @@ from calib.synthesis.own_prior import parse_prior, with_priors
 DEFAULT_METHOD = "best"
 REAL = "real"
 # What calibration does beyond rounding to the nearest level; docs/calibration.md says how long each takes.
-GPTQ = LayerConfig(rounding="gptq")
+GPTQ = LayerConfig(rounding="gptq", flatten=0.8)  # docs/decisions/0029-flattened-moments.md
 BUDGETS: dict[str, CalibrateConfig] = {
     "fast": CalibrateConfig(layer=GPTQ),
     "default": CalibrateConfig(layer=GPTQ, reconstruct=ReconstructConfig(iterations=150)),

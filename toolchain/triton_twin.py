@@ -43,7 +43,8 @@ def linear_kernel(  # type: ignore[no-untyped-def]
     w_ptr,
     scale_ptr,
     bias_ptr,
-    step_ptr,
+    factor_ptr,
+    quantizer_ptr,
     y_ptr,
     m,
     n,
@@ -52,6 +53,7 @@ def linear_kernel(  # type: ignore[no-untyped-def]
     INT4: tl.constexpr,
     OUTPUT: tl.constexpr,
     GELU: tl.constexpr,
+    AFFINE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
@@ -95,8 +97,11 @@ def linear_kernel(  # type: ignore[no-untyped-def]
         if OUTPUT == "f16":
             tl.store(y_at, value.to(tl.float16), mask=inside)
         else:
-            value = tl.div_rn(value, tl.load(step_ptr) + tl.zeros_like(value))
-            value = tl.minimum(tl.maximum(value, -128.0), 127.0)
+            if AFFINE:
+                factor = tl.load(factor_ptr + columns, mask=columns < n, other=0.0)
+                value = value * factor[None, :] - tl.load(quantizer_ptr + 1)
+            value = tl.div_rn(value, tl.load(quantizer_ptr) + tl.zeros_like(value))
+            value = tl.minimum(tl.maximum(value, tl.load(quantizer_ptr + 2)), tl.load(quantizer_ptr + 3))
             rounded = (value + _ROUNDER) - _ROUNDER
             tl.store(y_at, rounded.to(tl.int8), mask=inside)
 
@@ -109,7 +114,8 @@ def linear(
     bias: torch.Tensor | None = None,
     *,
     gelu: bool = False,
-    step: torch.Tensor | None = None,
+    factor: torch.Tensor | None = None,
+    quantizer: torch.Tensor | None = None,
     tile: tuple[int, int] = (64, 64),
     **options: Any,
 ) -> torch.Tensor:
@@ -118,7 +124,8 @@ def linear(
     Args:
         a: int8 (m, k), any k. weights: uint8 (n, k' / 2) from ``pack_int4`` or int8 (n, k') from ``pack_int8``.
         output: "i32", "f16" or "i8". scale, bias: float32 (n,), but for "i32". gelu: before the output is rounded.
-        step: float32 (1,), for "i8". tile: rows and columns a program computes. options: Triton's, such as num_warps.
+        factor: float32 (n,), for "i8" after GELU. quantizer: float32 (4,) from ``pack_quantizer``, for "i8".
+        tile: rows and columns a program computes. options: Triton's, such as num_warps.
 
     Returns:
         (m, n) of the output's type.
@@ -138,7 +145,8 @@ def linear(
         weights,
         nothing if scale is None else scale,
         nothing if bias is None else bias,
-        nothing if step is None else step,
+        nothing if factor is None else factor,
+        nothing if quantizer is None else quantizer,
         y,
         m,
         n,
@@ -147,6 +155,7 @@ def linear(
         INT4=int4,
         OUTPUT=output,
         GELU=gelu,
+        AFFINE=factor is not None,
         ROWS=tile[0],
         COLUMNS=tile[1],
         STEP=32 if int4 else 64,

@@ -36,7 +36,8 @@ class LayerConfig:
     Attributes:
         rows: most token rows a search looks at. weight_tokens: every token counts by the inverse of its energy
         (False: all alike, the textbook form, for ablations). ranges: of weights and inputs, mse (searched) or minmax.
-        rounding: of the weights. damping: of GPTQ. correction: of the layer's output.
+        rounding: of the weights. damping: of GPTQ. flatten: exponent of the eigenvalues of GPTQ's second moment, 1 =
+        as measured. correction: of the layer's output.
     """
 
     rows: int = 4096
@@ -44,6 +45,7 @@ class LayerConfig:
     ranges: Ranges = "mse"
     rounding: Rounding = "nearest"
     damping: float = DAMPING
+    flatten: float = 1.0
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
 
 

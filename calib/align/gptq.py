@@ -7,7 +7,8 @@ Cholesky factor of H^-1 (Frantar et al., "GPTQ", ICLR 2023, section 3.3). Channe
 Every channel is rounded with the scale of its group, chosen before: groups stay what they are in any order of channels.
 
 One thing differs from the paper: H sums ``x x^T / |x|^2``, so that every token counts alike; a few massive tokens
-otherwise own it (docs/decisions/0007-rounding-and-reconstruction.md).
+otherwise own it (docs/decisions/0007-rounding-and-reconstruction.md). And H may be flattened first: synthetic images
+use their main directions more than photographs do, and others less (docs/decisions/0029-flattened-moments.md).
 """
 
 from __future__ import annotations
@@ -27,6 +28,21 @@ def second_moment(rows: Tensor, weighted: bool = True) -> Tensor:
     if weighted:
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-6)
     return rows.T @ rows / rows.shape[0]
+
+
+def flattened(moment: Tensor, exponent: float) -> Tensor:
+    """The moment (K, K) with its eigenvalues to the power of ``exponent``, and the trace it had.
+
+    Args:
+        moment: symmetric, positive semi-definite. exponent: 1 leaves it as it is, 0 makes every direction count alike.
+    """
+    if exponent == 1:
+        return moment
+    values, vectors = torch.linalg.eigh(moment.double())
+    values = values.clamp_min(0)
+    powers = torch.where(values > 0, values**exponent, values)
+    powers *= values.sum() / powers.sum().clamp_min(1e-300)
+    return ((vectors * powers) @ vectors.T).to(moment.dtype)
 
 
 def damped(moment: Tensor, damping: float = DAMPING) -> Tensor:

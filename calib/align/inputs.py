@@ -26,11 +26,14 @@ class Split:
 
     @classmethod
     def of(cls, count: int) -> Split:
-        """The split of ``count`` images: every eighth is held out, none where there are fewer than 16."""
+        """The split of ``count`` images: one of every eight is held out, none where there are fewer than 16.
+
+        Each time it is the one before that of last time, so that all parts of a mixture that takes turns are held out.
+        """
         every = torch.arange(count)
         if count < FEWEST:
             return cls(every, every)
-        held = every % EVERY == EVERY - 1
+        held = (every + every // EVERY) % EVERY == EVERY - 1
         return cls(every[~held], every[held])
 
     def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from calib.align.bias import bias_correction
 from calib.align.config import LayerConfig, Ranges
 from calib.align.correction import search_correction
-from calib.align.gptq import gptq, second_moment
+from calib.align.gptq import flattened, gptq, second_moment
 from calib.align.inputs import Split, sample
 from calib.align.ranges import Range, search_range
 from calib.align.rounding import extreme_rounding, relative_error, search_rounding, token_importance
@@ -139,9 +139,11 @@ def _nearest(layer: QuantLinear, few: Tensor, config: LayerConfig) -> Rounder:
 
 
 def _gptq(layer: QuantLinear, moment: Tensor, config: LayerConfig, nearest: Rounder) -> Rounder:
+    counted = flattened(moment, config.flatten)
+
     def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
         _, scale = nearest(weight)
-        return gptq(weight, scale, layer.weight_bits, moment, config.damping), scale
+        return gptq(weight, scale, layer.weight_bits, counted, config.damping), scale
 
     return round_weights
 

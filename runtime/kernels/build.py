@@ -113,7 +113,7 @@ def compile_cubin(ptx: str, unit: str, sm: str) -> tuple[bytes, dict[str, Usage]
 
 
 def entry(ptx: str, name: str) -> str:
-    """The PTX of one kernel out of a file's: what a plugin embeds instead of all twenty.
+    """The PTX of one kernel out of a file's: what a plugin embeds instead of all of them.
 
     Raises:
         IntvitError: the file has no kernel of that name.

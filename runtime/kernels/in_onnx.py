@@ -8,7 +8,7 @@ optimizer off). Sums are formed in double, which is exact far beyond int32.
 from __future__ import annotations
 
 from runtime.errors import IntvitError
-from runtime.kernels.nodes import LINEAR_I8, is_kernel
+from runtime.kernels.nodes import LINEAR_I8, is_kernel, uses_kernels
 from runtime.kernels.reference import PHI_ABOVE, PHI_BELOW, PHI_EDGE
 from runtime.onnx_edit import NewNode, replace_nodes
 from runtime.onnx_wire import FLOAT, INT8, Graph, Node, read_graph
@@ -21,11 +21,14 @@ def written_out(model: bytes) -> bytes:
     """``model``, an ONNX file's bytes, with every plugin node in ONNX's own operators; without any, as it is.
 
     Raises:
-        IntvitError: the bytes are malformed, or a plugin node has no stored weights.
+        IntvitError: the bytes are malformed, or a plugin node has other inputs than here or no stored weights.
     """
     graph = read_graph(model)
-    places = {index: _layer(node, graph) for index, node in enumerate(graph.nodes) if is_kernel(node)}
-    return replace_nodes(model, places) if places else model
+    if not uses_kernels(graph):
+        return model
+    return replace_nodes(
+        model, {index: _layer(node, graph) for index, node in enumerate(graph.nodes) if is_kernel(node)}
+    )
 
 
 class _Writer:
@@ -52,7 +55,7 @@ class _Writer:
 
 def _layer(node: Node, graph: Graph) -> list[NewNode]:
     at = _Writer(node.name or node.outputs[0])
-    a, w, scale, bias, *step = node.inputs
+    a, w, scale, bias, *after = node.inputs
     if w not in graph.constant:
         raise IntvitError("a plugin node has no stored weights", where=node.name, why=f"{w!r} is no initializer")
     rows = graph.constant[w].dims[0]
@@ -66,8 +69,12 @@ def _layer(node: Node, graph: Graph) -> list[NewNode]:
     if node.integers["gelu"] == (1,):
         y = _gelu(at, y)
     if node.op_type == LINEAR_I8:
-        level = at.op("Round", at.op("Div", y, *step))
-        at.op("Cast", at.op("Clip", level, at.number(-128.0), at.number(127.0)), to=INT8, out=node.outputs[0])
+        factor, quantizer = after
+        step, shift, low, high = (at.op("Gather", quantizer, at.op("Constant", value_int=index)) for index in range(4))
+        if node.integers["affine"] == (1,):
+            y = at.op("Sub", at.op("Mul", y, factor), shift)
+        level = at.op("Round", at.op("Div", y, step))
+        at.op("Cast", at.op("Clip", level, low, high), to=INT8, out=node.outputs[0])
     else:
         at.op("Cast", y, to=_FLOAT16, out=node.outputs[0])
     return at.nodes

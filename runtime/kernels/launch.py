@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,10 +17,9 @@ from typing import Any
 from runtime.errors import IntvitError
 from runtime.kernels.build import UNITS, require_built
 from runtime.kernels.packing import padded
-from runtime.kernels.tiles import DEFAULT_SHARED, SMS, Bits, Output, Tile, choose, kernel_name
+from runtime.kernels.tiles import DEFAULT_SHARED, SMS, Bits, Output, Tile, choose, kernel_name, output_name
 
 _TYPES = {"int8": "|i1", "uint8": "|u1", "float16": "<f2", "float32": "<f4", "int32": "<i4"}
-_OUTPUTS: dict[str, Output] = {"<i4": "i32", "<f2": "f16", "|i1": "i8"}
 
 
 def driver_module() -> Any:
@@ -60,6 +60,13 @@ class _Array:
     def must_be(self, what: str, *shape: int) -> None:
         if self.shape != shape:
             raise IntvitError(f"{what} has the wrong shape", why=f"{self.shape}, not {shape}")
+
+
+def _vector(array: Any, what: str, size: int) -> _Array:
+    """float32 (size,) on the device."""
+    held = _Array(array, what, "float32")
+    held.must_be(what, size)
+    return held
 
 
 def _same_elements(what: str, *arrays: _Array) -> None:
@@ -136,10 +143,17 @@ class Kernels:
         return self._functions[name]
 
     def _launch(
-        self, name: str, arguments: list[_Array | int], grid: tuple[int, int], threads: int, shared: int, stream: int
+        self,
+        name: str,
+        arguments: Sequence[_Array | int | None],
+        grid: tuple[int, int],
+        threads: int,
+        shared: int,
+        stream: int,
     ) -> None:
-        values = tuple(item.pointer if isinstance(item, _Array) else item for item in arguments)
-        types = tuple(ctypes.c_void_p if isinstance(item, _Array) else ctypes.c_int for item in arguments)
+        """None among the arguments is a null pointer."""
+        values = tuple(item.pointer if isinstance(item, _Array) else item or 0 for item in arguments)
+        types = tuple(ctypes.c_int if isinstance(item, int) else ctypes.c_void_p for item in arguments)
         function = self._function(name, shared)
         self._call("cuLaunchKernel", function, *grid, 1, threads, 1, 1, shared, stream, (values, types), 0)
 
@@ -156,17 +170,19 @@ class Kernels:
         bias: Any = None,
         *,
         gelu: bool = False,
-        step: Any = None,
+        factor: Any = None,
+        quantizer: Any = None,
         tile: Tile | None = None,
         stream: int = 0,
     ) -> None:
-        """Launch a linear layer; the type of ``y`` says which: int32 raw sums, float16, or int8 with ``step``.
+        """Launch a linear layer; the type of ``y`` says which: int32 raw sums, float16, or int8 with ``quantizer``.
 
         Args:
             a: int8 (..., k), k a multiple of 16. weights: uint8 (n, k' / 2) from ``pack_int4`` or int8 (n, k') from
                 ``pack_int8``. y: (..., n), written.
             scale, bias: float32 (n,); not for int32. gelu: apply it before y is rounded.
-            step: float32 (1,), the scale of an int8 y.
+            factor: float32 (n,); after GELU an int8 y is multiplied by it, and the quantizer's shift taken away.
+            quantizer: float32 (4,) from ``pack_quantizer``, of an int8 y.
             tile: the default is :meth:`choose`'s. stream: a CUstream as an integer.
 
         Raises:
@@ -180,22 +196,16 @@ class Kernels:
             raise IntvitError("k is not a multiple of 16", why=f"k is {k}", next="pad a with zeros; weights have them")
         packed.must_be("weights", n, padded(k) * bits // 8)
         out.must_be("y", *inputs.shape[:-1], n)
-        arguments: list[_Array | int] = [inputs, packed]
-        output = _OUTPUTS[out.type]
-        if output != "i32":
-            for what, array in (("scale", scale), ("bias", bias)):
-                held = _Array(array, what, "float32")
-                held.must_be(what, n)
-                arguments.append(held)
-            if output == "i8":
-                held = _Array(step, "step", "float32")
-                held.must_be("step", 1)
-                arguments.append(held)
-                output = "i8_gelu" if gelu else "i8"
-            else:
-                output = "f16_gelu" if gelu else "f16"
-        elif gelu:
-            raise IntvitError("raw sums have no GELU", next="give a float16 or int8 y")
+        arguments: list[_Array | int | None] = [inputs, packed]
+        output: Output = "i32"
+        if out.type != _TYPES["int32"]:
+            output = output_name("i8" if out.type == _TYPES["int8"] else "f16", gelu=gelu, affine=factor is not None)
+            arguments += [_vector(scale, "scale", n), _vector(bias, "bias", n)]
+            if out.type == _TYPES["int8"]:
+                arguments.append(None if factor is None else _vector(factor, "factor", n))
+                arguments.append(_vector(quantizer, "quantizer", 4))
+        elif gelu or factor is not None:
+            raise IntvitError("raw sums have no GELU and no factor", next="give a float16 or int8 y")
         chosen = self.choose(m, n, k, bits) if tile is None else tile
         name = kernel_name(bits, output, chosen)
         arguments += [m, n, k, out]
@@ -221,18 +231,10 @@ class Kernels:
         k = rows.shape[-1]
         if k % 8:
             raise IntvitError("k is not a multiple of 8", why=f"k is {k}")
-        gains, shifts = _Array(gamma, "gamma", "float32"), _Array(beta, "beta", "float32")
-        numbers = _Array(constants, "constants", "float32")
-        gains.must_be("gamma", k)
-        shifts.must_be("beta", k)
-        numbers.must_be("constants", 2)
+        vectors = (_vector(gamma, "gamma", k), _vector(beta, "beta", k), _vector(constants, "constants", 2))
         m = math.prod(rows.shape[:-1])
-        pointers = [0 if one is None else one.pointer for one in added]
-        values = (rows.pointer, pointers[0], gains.pointer, shifts.pointer, numbers.pointer, m, k, pointers[1])
-        types = (*(ctypes.c_void_p,) * 5, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-        function = self._function("intvit_layernorm_i8", 0)
-        every = ((*values, out.pointer), types)
-        self._call("cuLaunchKernel", function, -(-m // 4), 1, 1, 128, 1, 1, 0, stream, every, 0)
+        arguments = [rows, added[0], *vectors, m, k, added[1], out]
+        self._launch("intvit_layernorm_i8", arguments, (-(-m // 4), 1), 128, 0, stream)
 
     def quantize(self, x: Any, step: Any, q: Any, *, stream: int = 0) -> None:
         """Launch ``q = clamp(round(x / step))``: x float16, q int8 of the same shape, elements a multiple of 8.
@@ -240,9 +242,8 @@ class Kernels:
         Raises:
             IntvitError: as :meth:`linear`.
         """
-        values, out, scale = _Array(x, "x", "float16"), _Array(q, "q", "int8"), _Array(step, "step", "float32")
+        values, out, scale = _Array(x, "x", "float16"), _Array(q, "q", "int8"), _vector(step, "step", 1)
         _same_elements("quantize", values, out)
-        scale.must_be("step", 1)
         count = math.prod(values.shape)
         if count % 8:
             raise IntvitError("the number of elements is not a multiple of 8", why=f"it is {count}")

@@ -1,4 +1,4 @@
-"""Weights as the kernels read them.
+"""Weights and quantizers as the kernels read them.
 
 A matrix of levels is (n, k): a row an output channel. The kernels step through k by 64, so k is padded with zero levels
 to a multiple of 64: k' in what follows.
@@ -7,6 +7,8 @@ INT8 is (n, k') as it is. INT4 is (n, k' / 2) bytes: 16 bytes hold 32 neighbouri
 in its low half and the level i + 16 in its high half, both in two's complement. So a 32-bit word of the packed row,
 masked, is four neighbouring levels, and shifted and masked the four that are 16 further on: the two operands of the
 tensor core's product over 32 channels, each 16 times its value.
+
+A quantizer is four float32: step, shift, the lowest and the highest level.
 """
 
 from __future__ import annotations
@@ -62,3 +64,20 @@ def unpack_int4(packed: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.int8]:
     both = np.concatenate([groups << np.uint8(4), groups & np.uint8(0xF0)], axis=2).view(np.int8)
     levels: npt.NDArray[np.int8] = (both >> np.int8(4)).reshape(len(packed), -1)[:, :k]
     return levels
+
+
+def pack_quantizer(step: float, shift: float = 0.0, levels: tuple[int, int] = (-128, 127)) -> npt.NDArray[np.float32]:
+    """What makes levels of y: ``clamp(round((y - shift) / step), *levels)``. float32 (4,).
+
+    Args:
+        step: at least 2^-100, at most 2^100: the range of the kernels' division.
+        shift: of kernels with a factor; others take y as it is. levels: the lowest and the highest, within int8.
+
+    Raises:
+        IntvitError: a number is out of range.
+    """
+    low, high = levels
+    if not (2.0**-100 <= step <= 2.0**100 and np.isfinite(shift) and -128 <= low <= high <= 127):
+        why = f"step {step:g}, shift {shift:g}, levels {low}..{high}"
+        raise IntvitError("the kernels have no such quantizer", why=why, next="a positive step, levels within int8")
+    return np.array([step, shift, low, high], np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 
 from runtime.errors import IntvitError
 from runtime.kernels.launch import Kernels
-from runtime.kernels.nodes import INPUTS, LINEAR_I8, NAMESPACE
+from runtime.kernels.nodes import ATTRIBUTES, INPUTS, LINEAR_I8, NAMESPACE
 from runtime.kernels.nodes import VERSION as NODES_VERSION
 from runtime.kernels.tiles import DEFAULT_SHARED, TILES, Bits
 
@@ -45,13 +45,13 @@ def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
         trt.IPluginV3OneBuild,  # type: ignore[misc]
         trt.IPluginV3OneRuntime,  # type: ignore[misc]
     ):
-        def __init__(self, name: str, bits: int, gelu: int) -> None:
+        def __init__(self, name: str, bits: int, gelu: int, affine: int = 0) -> None:
             for base in (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
                 base.__init__(self)
             self.plugin_name, self.plugin_namespace, self.plugin_version = name, NAMESPACE, _VERSION
             self.num_outputs = 1
-            self.bits, self.gelu, self.tactic = bits, gelu, 0
-            self.timing_cache_id = f"{name}-{bits}-{gelu}"
+            self.bits, self.gelu, self.affine, self.tactic = bits, gelu, affine, 0
+            self.timing_cache_id = f"{name}-{bits}-{gelu}-{affine}"
 
         @property
         def int8(self) -> bool:
@@ -69,9 +69,9 @@ def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
             return [out]
 
         def get_fields_to_serialize(self) -> Any:
-            values = (("bits", self.bits), ("gelu", self.gelu))
             kind = trt.PluginFieldType.INT32
-            fields = [trt.PluginField(name, np.array([value], np.int32), kind) for name, value in values]
+            names = ATTRIBUTES[self.plugin_name]
+            fields = [trt.PluginField(name, np.array([getattr(self, name)], np.int32), kind) for name in names]
             return trt.PluginFieldCollection(fields)
 
         def configure_plugin(self, inputs: Any, outputs: Any) -> None:
@@ -81,7 +81,7 @@ def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
             return None
 
         def supports_format_combination(self, position: int, tensors: Any, inputs: int) -> bool:
-            floats = [trt.float32] * (3 if self.int8 else 2)
+            floats = [trt.float32] * (len(INPUTS[self.plugin_name]) - 2)
             types = [trt.int8, trt.int8, *floats, trt.int8 if self.int8 else trt.float16]
             desc = tensors[position].desc
             return bool(desc.format == trt.TensorFormat.LINEAR and desc.type == types[position])
@@ -108,7 +108,8 @@ def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
                 views[2],
                 views[3],
                 gelu=bool(self.gelu),
-                step=views[4] if self.int8 else None,
+                factor=views[4] if self.affine else None,
+                quantizer=views[5] if self.int8 else None,
                 tile=TILES[self.tactic - 1] if self.tactic else None,
                 stream=int(stream),
             )
@@ -117,7 +118,7 @@ def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
             return self.clone()
 
         def clone(self) -> Any:
-            other = Linear(self.plugin_name, self.bits, self.gelu)
+            other = Linear(self.plugin_name, self.bits, self.gelu, self.affine)
             other.tactic = self.tactic
             return other
 
@@ -132,15 +133,16 @@ def creator_class(trt: Any, plugin: type[Any]) -> type[Any]:
             trt.IPluginCreatorV3One.__init__(self)
             self.name, self.plugin_namespace, self.plugin_version = name, NAMESPACE, _VERSION
             empty, kind = np.array([], np.int32), trt.PluginFieldType.INT32
-            fields = [trt.PluginField(field, empty, kind) for field in ("bits", "gelu")]
+            fields = [trt.PluginField(field, empty, kind) for field in ATTRIBUTES[name]]
             self.field_names = trt.PluginFieldCollection(fields)
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
             values = {field.name: int(np.asarray(field.data).reshape(-1)[0]) for field in fields}
-            if values.get("bits") not in (4, 8) or values.get("gelu") not in (0, 1):
-                why = f"its attributes are {values}"
-                raise IntvitError(f"{self.name} cannot be made", where=name, why=why, next="bits 4 or 8, gelu 0 or 1")
-            return plugin(self.name, values["bits"], values["gelu"])
+            wrong = [one for one, allowed in ATTRIBUTES[self.name].items() if values.get(one) not in allowed]
+            if wrong or values.get("affine", 0) > values["gelu"]:
+                why, hint = f"its attributes are {values}", "bits 4 or 8, gelu 0 or 1, affine 0 or, behind GELU, 1"
+                raise IntvitError(f"{self.name} cannot be made", where=name, why=why, next=hint)
+            return plugin(self.name, *(values[one] for one in ATTRIBUTES[self.name]))
 
     return Creator
 

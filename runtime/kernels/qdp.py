@@ -20,8 +20,8 @@ from typing import Any, cast
 
 from runtime.errors import IntvitError
 from runtime.kernels.build import entry
-from runtime.kernels.nodes import INPUTS, LINEAR_F16, LINEAR_I8, NAMESPACE
-from runtime.kernels.tiles import DEFAULT_SHARED, TILES, Bits, Output, Tile, kernel_name
+from runtime.kernels.nodes import ATTRIBUTES, INPUTS, LINEAR_F16, LINEAR_I8, NAMESPACE
+from runtime.kernels.tiles import DEFAULT_SHARED, TILES, Bits, Output, Tile, kernel_name, output_name
 
 
 def tactics(bits: int) -> list[int]:
@@ -71,9 +71,8 @@ def register(folder: Path) -> None:
         leading = tuple(a.shape_expr[i] for i in range(a.ndim - 1))
         return trtp.from_shape_expr((*leading, w.shape_expr[0]), kind)
 
-    def compiled(bits: int, gelu: int, plain: Output, a: Any, w: Any, tactic: int) -> tuple[Any, Any, Any, Any]:
+    def compiled(bits: int, output: Output, a: Any, w: Any, tactic: int) -> tuple[Any, Any, Any, Any]:
         tile: Tile = TILES[(tactic or tactics(bits)[0]) - 1]
-        output = cast(Output, f"{plain}_gelu" if gelu else plain)
         name = kernel_name(_width(bits), output, tile)
         m = functools.reduce(operator.mul, [a.shape_expr[i] for i in range(a.ndim - 1)])
         n, k = w.shape_expr[0], a.shape_expr[a.ndim - 1]
@@ -93,31 +92,44 @@ def register(folder: Path) -> None:
         return combination("INT8, INT8, FP32, FP32, FP16", bits)
 
     def f16_kernel(a: Any, w: Any, scale: Any, bias: Any, bits: int, gelu: int, outputs: Any, tactic: int) -> Any:
-        return compiled(bits, gelu, "f16", a, w, tactic)
+        return compiled(bits, output_name("f16", gelu=bool(gelu), affine=False), a, w, tactic)
 
-    def i8_desc(a: Any, w: Any, scale: Any, bias: Any, step: Any, bits: int, gelu: int) -> Any:
+    def i8_desc(
+        a: Any, w: Any, scale: Any, bias: Any, factor: Any, quantizer: Any, bits: int, gelu: int, affine: int
+    ) -> Any:
         return output_of(a, w, trt.int8)
 
-    def i8_autotune(a: Any, w: Any, scale: Any, bias: Any, step: Any, bits: int, outputs: Any) -> Any:
-        return combination("INT8, INT8, FP32, FP32, FP32, INT8", bits)
+    def i8_autotune(a: Any, w: Any, scale: Any, bias: Any, factor: Any, quantizer: Any, bits: int, outputs: Any) -> Any:
+        return combination("INT8, INT8, FP32, FP32, FP32, FP32, INT8", bits)
 
     def i8_kernel(
-        a: Any, w: Any, scale: Any, bias: Any, step: Any, bits: int, gelu: int, outputs: Any, tactic: int
+        a: Any,
+        w: Any,
+        scale: Any,
+        bias: Any,
+        factor: Any,
+        quantizer: Any,
+        bits: int,
+        gelu: int,
+        affine: int,
+        outputs: Any,
+        tactic: int,
     ) -> Any:
-        return compiled(bits, gelu, "i8", a, w, tactic)
+        return compiled(bits, output_name("i8", gelu=bool(gelu), affine=bool(affine)), a, w, tactic)
 
     def describe(function: Callable[..., Any], **annotations: Any) -> Callable[..., Any]:
         """tensorrt.plugin tells tensors from attributes by annotations, which it wants as its own types."""
         function.__annotations__ = annotations
         return function
 
-    tensor, attributes = trtp.TensorDesc, {"bits": int, "gelu": int}
+    tensor = trtp.TensorDesc
     returned = GenericAlias(tuple, (str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs))
-    for name, inputs, desc, autotune, kernel in (
-        (LINEAR_F16, INPUTS[LINEAR_F16], f16_desc, f16_autotune, f16_kernel),
-        (LINEAR_I8, INPUTS[LINEAR_I8], i8_desc, i8_autotune, i8_kernel),
+    for name, desc, autotune, kernel in (
+        (LINEAR_F16, f16_desc, f16_autotune, f16_kernel),
+        (LINEAR_I8, i8_desc, i8_autotune, i8_kernel),
     ):
         plugin_id = f"{NAMESPACE}::{name}"
-        trtp.register(plugin_id)(describe(desc, **dict.fromkeys(inputs, tensor), **attributes, **{"return": tensor}))
+        types = {**dict.fromkeys(INPUTS[name], tensor), **dict.fromkeys(ATTRIBUTES[name], int), "return": tensor}
+        trtp.register(plugin_id)(describe(desc, **types))
         trtp.autotune(plugin_id)(describe(autotune))
         trtp.aot_impl(plugin_id)(describe(kernel, **{"return": returned}))

@@ -1,7 +1,8 @@
 """What the kernels compute, in numpy: the same float32 operations in the same order, so the results are the same bits.
 
 Shapes: a (m, k) int8, weights' levels (n, k) int8, scale (n,) float32, the product of the activations' and the weights'
-scales, bias (n,) float32, sums (m, n) int32, outputs (m, n).
+scales, bias and factor (n,) float32, quantizer (4,) as ``packing.pack_quantizer`` makes it, sums (m, n) int32, outputs
+(m, n).
 """
 
 from __future__ import annotations
@@ -47,10 +48,16 @@ def gelu(x: Float32) -> Float32:
     return product
 
 
-def quantize(x: Float32, step: float) -> Int8:
-    """clamp(round(x / step), -128, 127): float32 division, half to even. ``step`` is taken as float32."""
-    levels: Int8 = np.clip(np.rint(x / np.float32(step)), -128, 127).astype(np.int8)
+def quantize(x: Float32, step: float, low: float = -128, high: float = 127) -> Int8:
+    """clamp(round(x / step), low, high): float32 division, half to even. ``step`` is taken as float32."""
+    levels: Int8 = np.clip(np.rint(x / np.float32(step)), low, high).astype(np.int8)
     return levels
+
+
+def requantize(x: Float32, quantizer: Float32, factor: Float32 | None = None) -> Int8:
+    """The next layer's levels of float32 (m, n). With a factor ``x * factor - shift`` is quantized, two roundings."""
+    step, shift, low, high = quantizer
+    return quantize(x if factor is None else x * factor - shift, step, low, high)
 
 
 def dequantize(sums: Int32, scale: Float32, bias: Float32, *, with_gelu: bool = False) -> Float32:
@@ -60,11 +67,18 @@ def dequantize(sums: Int32, scale: Float32, bias: Float32, *, with_gelu: bool = 
 
 
 def linear(
-    a: Int8, levels: Int8, scale: Float32, bias: Float32, *, with_gelu: bool = False, step: float | None = None
+    a: Int8,
+    levels: Int8,
+    scale: Float32,
+    bias: Float32,
+    *,
+    with_gelu: bool = False,
+    factor: Float32 | None = None,
+    quantizer: Float32 | None = None,
 ) -> Float16 | Int8:
-    """A whole layer: float16 without ``step``, int8 with it."""
+    """A whole layer: float16 without ``quantizer``, int8 with it."""
     y = dequantize(accumulate(a, levels), scale, bias, with_gelu=with_gelu)
-    return y.astype(np.float16) if step is None else quantize(y, step)
+    return y.astype(np.float16) if quantizer is None else requantize(y, quantizer, factor)
 
 
 def _over_warp(x: Float32) -> Float32:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from runtime.errors import IntvitError
 from runtime.kernels.packing import STEP
 
 Bits = Literal[4, 8]
-Output = Literal["i32", "f16", "f16_gelu", "i8", "i8_gelu"]
-OUTPUTS: tuple[Output, ...] = ("i32", "f16", "f16_gelu", "i8", "i8_gelu")
+Output = Literal["i32", "f16", "f16_gelu", "i8", "i8_gelu", "i8_gelu_affine"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
 WIDTHS: tuple[Bits, ...] = (4, 8)
 TOKEN_KERNELS = ("intvit_layernorm_i8", "intvit_quantize_i8")
 
@@ -57,6 +57,19 @@ TILES = (Tile(256, 128, 256, 3, 1), Tile(128, 128, 128, 3, 2), Tile(64, 128, 128
 def kernel_name(bits: Bits, output: Output, tile: Tile) -> str:
     """The ``extern "C"`` name."""
     return f"intvit_w{bits}a8_{output}_{tile.name}"
+
+
+def output_name(plain: Literal["f16", "i8"], *, gelu: bool, affine: bool) -> Output:
+    """The output that has these.
+
+    Raises:
+        IntvitError: no kernel has: factor and shift stand between GELU and int8.
+    """
+    name = plain + "_gelu" * gelu + "_affine" * affine
+    if name not in OUTPUTS:
+        why = f"{name} is none of {', '.join(OUTPUTS)}"
+        raise IntvitError("no kernel has such an output", why=why, next="factor and shift go with GELU and int8")
+    return name
 
 
 def every_kernel() -> tuple[str, ...]:

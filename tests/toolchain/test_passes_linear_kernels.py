@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from runtime.backends.ort import make_session
 from runtime.kernels import reference
 from runtime.kernels.in_onnx import written_out
-from runtime.kernels.packing import unpack_int4
+from runtime.kernels.packing import pack_quantizer, unpack_int4
 from tests.toolchain.nets import from_text, run, serialized
 from toolchain.passes import ComputeDtype, LinearKernels
 from toolchain.rules import findings
@@ -22,7 +22,8 @@ TEXT = """<ir_version: 10, opset_import: ["" : 21]>
 g (float[B, 2, {k}] x) => (float[B, 2, {n}] y)
 <float step = {{0.015625}}, int8 zero = {{0}}, float c = {{0.5}},
  {kind}[{k}, {n}] w = {{{levels}}}, float[{n}] ws = {{0.011, 0.007, 0.003, 0.02, 0.013}},
- float[1, 1, {n}] bias = {{1, -2, 3, 0.5, -0.25}}, float next = {{0.03125}}, int8 next_zero = {{0}}>
+ float[1, 1, {n}] bias = {{1, -2, 3, 0.5, -0.25}}, float next = {{0.03125}}, int8 next_zero = {{0}},
+ float[{n}] r = {{0.75, 2, 1.25, 0.5, 1.5}}, float low = {{-0.25}}, float high = {{0.21875}}>
 {{
 {nodes}
 }}"""
@@ -42,6 +43,17 @@ TAILS = {
   [next] v_q = QuantizeLinear(h, next, next_zero)
   [back] y = DequantizeLinear(v_q, next, next_zero)""",
 }
+# What calibration puts between Gelu and quantizer: a factor a channel, a shift, and the bounds of fewer than 8 bits.
+TAILS["gelu, factor to int8"] = TAILS["gelu to int8"].replace("h = Gelu(s)", "g = Gelu(s)\n  [factor] h = Mul(g, r)")
+TAILS["gelu, shift to int8"] = TAILS["gelu to int8"].replace("h = Gelu(s)", "g = Gelu(s)\n  [shift] h = Sub(g, c)")
+TAILS["gelu, factor, shift to int8"] = TAILS["gelu, factor to int8"].replace(
+    "h = Mul(g, r)", "f = Mul(g, r)\n  [shift] h = Sub(f, c)"
+)
+TAILS["gelu, factor, shift to int4"] = TAILS["gelu, factor, shift to int8"].replace(
+    "h = Sub(f, c)", "t = Sub(f, c)\n  [clip] h = Clip(t, low, high)"
+)
+AFFINE = [tail for tail in TAILS if "factor" in tail or "shift" in tail]
+QUANTIZED = [tail for tail in TAILS if "to int" in tail or tail == "int8"]
 
 
 def text(tail: str = "sum", bits: int = 8, *, shift: bool = False, k: int = K, seed: int = 0) -> str:
@@ -84,7 +96,7 @@ def kernel(model: ir.Model) -> ir.Node:
         ("sum", "linear_f16", 0, ["q"]),
         ("gelu", "linear_f16", 1, ["q"]),
         ("int8", "linear_i8", 0, ["q", "back"]),
-        ("gelu to int8", "linear_i8", 1, ["q", "back"]),
+        *((tail, "linear_i8", 1, ["q", "back"]) for tail in ("gelu to int8", *AFFINE)),
     ],
 )
 @pytest.mark.parametrize("bits", [4, 8])
@@ -98,20 +110,23 @@ def test_one_node_takes_what_the_kernel_does(tail: str, op_type: str, gelu: int,
         "aot": 1,
         "bits": bits,
         "gelu": gelu,
-    }
+    } | ({"affine": int(tail in AFFINE)} if op_type == "linear_i8" else {})
     assert [one.name for one in model.graph if not one.domain and one.op_type != "Cast"] == left
     assert model.graph.opset_imports["intvit"] == 1
     kinds = [ir.DataType.INT8, *[ir.DataType.FLOAT] * (len(node.inputs) - 2)]
     assert [value.dtype for value in node.inputs[1:]] == kinds
     assert node.inputs[1].shape == [N, 32 if bits == 4 else 64]
     used = {value.name for one in model.graph for value in one.inputs}
-    assert set(model.graph.initializers) - {"c", "next", "next_zero"} <= used
+    never_read = {name for name in from_text(text(tail, bits)).graph.initializers if f"{name})" not in TAILS[tail]}
+    assert set(model.graph.initializers) - (never_read & {"c", "next", "next_zero", "r", "low", "high"}) <= used
     assert findings(model, "tensorrt") == []
 
 
-@given(st.sampled_from(["sum", "gelu", "int8", "gelu to int8"]), st.sampled_from([4, 8]), st.integers(0, 99))
+@given(st.sampled_from(list(TAILS)), st.sampled_from([4, 8]), st.integers(0, 99))
 def test_the_node_computes_what_numerics_md_says(tail: str, bits: int, seed: int) -> None:
-    """Every bit: exact sums, one product of the two scales, one multiplication, one addition, one rounding."""
+    """Every bit: exact sums, one product of the two scales, one multiplication, one addition, one rounding; behind GELU
+    a product, a difference, a quotient.
+    """
     source = text(tail, bits, seed=seed)
     before, model = from_text(source), lowered(source)
     stored = {name: value.const_value.numpy() for name, value in before.graph.initializers.items()}
@@ -119,13 +134,16 @@ def test_the_node_computes_what_numerics_md_says(tail: str, bits: int, seed: int
     a = outputs(model, x(seed), "u_q")
     node = kernel(model)
     made = outputs(model, x(seed), node.outputs[0].name)
+    ends = (-8, 7) if "int4" in tail else (-128, 127)
+    quantizer = pack_quantizer(0.03125, 0.5 if "shift" in tail else 0, ends)
     wanted = reference.linear(
         a.reshape(-1, K),
         levels,
         np.float32(stored["step"]) * stored["ws"],
         stored["bias"].reshape(-1),
         with_gelu="gelu" in tail,
-        step=float(stored["next"]) if "int8" in tail else None,
+        factor=(stored["r"] if "factor" in tail else np.ones(N, np.float32)) if tail in AFFINE else None,
+        quantizer=quantizer if tail in QUANTIZED else None,
     )
     assert made.reshape(wanted.shape).tobytes() == wanted.tobytes()
 
@@ -133,12 +151,12 @@ def test_the_node_computes_what_numerics_md_says(tail: str, bits: int, seed: int
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_integers_are_the_canonical_graphs(bits: int) -> None:
     """Float32 against float32: the same int8 behind a plain layer; behind a rational GELU at most a step apart."""
-    for tail, allowed in (("int8", 0), ("gelu to int8", 1)):
+    for tail in QUANTIZED:
         source = text(tail, bits)
         feeds = {"x": x()["x"].astype(np.float16).astype(np.float32)}
         wanted, made = from_text(source), lowered(source)
         apart = np.abs(outputs(made, feeds, "v_q").astype(int) - outputs(wanted, feeds, "v_q"))
-        assert apart.max() <= allowed and (apart > 0).mean() < 0.05
+        assert apart.max() <= ("gelu" in tail) and (apart > 0).mean() < 0.05
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -175,9 +193,9 @@ def test_a_shift_that_float16_rounds_is_undone_as_it_is_rounded(step: float, ste
     assert (node.inputs[2].const_value.numpy() == half * weight_scale).all()
 
 
-def test_layers_in_a_row() -> None:
-    """The first takes the second's quantizer with it, and the second reads its integers."""
-    source = text("gelu to int8", k=16)
+def in_a_row(tail: str) -> str:
+    """Two layers of 16 x 16, the second with integers from ``tail``."""
+    source = text(tail, k=16)
     second = """  [back] v_dq = DequantizeLinear(v_q, next, next_zero)
   [weight2] w2_dq = DequantizeLinear<axis = 1>(w2, ws2)
   [product2] p2 = MatMul(v_dq, w2_dq)
@@ -187,9 +205,10 @@ def test_layers_in_a_row() -> None:
     source = source.replace(", 5]", ", 16]").replace("[5]", "[16]")
     source = source.replace("0.011, 0.007, 0.003, 0.02, 0.013", ", ".join(["0.011"] * 16))
     source = source.replace("1, -2, 3, 0.5, -0.25", ", ".join(["0.5"] * 16))
+    source = source.replace("0.75, 2, 1.25, 0.5, 1.5", ", ".join(["0.75", "2"] * 8))
     source = source.replace(
-        "next_zero = {0}>",
-        "next_zero = {0}, int8[16, 16] w2 = {" + ", ".join(map(str, wide)) + "},"
+        "high = {0.21875}>",
+        "high = {0.21875}, int8[16, 16] w2 = {" + ", ".join(map(str, wide)) + "},"
         " float[16] ws2 = {"
         + ", ".join(["0.01"] * 16)
         + "}, float[1, 1, 16] bias2 = {"
@@ -197,13 +216,49 @@ def test_layers_in_a_row() -> None:
         + "}>",
     )
     start = source.index("w = {") + 5
-    source = source[:start] + ", ".join(map(str, wide)) + source[source.index("}", start) :]
+    return source[:start] + ", ".join(map(str, wide)) + source[source.index("}", start) :]
+
+
+@pytest.mark.parametrize("tail", ["gelu to int8", *AFFINE])
+def test_layers_in_a_row(tail: str) -> None:
+    """The first takes the second's quantizer with it, and the second reads its integers."""
+    source = in_a_row(tail)
     model = lowered(source)
     assert [node.op_type for node in model.graph if node.domain] == ["linear_i8", "linear_f16"]
-    assert not {"DequantizeLinear", "MatMul", "Gelu"} & {node.op_type for node in model.graph}
+    left = [node.op_type for node in model.graph if not node.domain and node.op_type != "Cast"]
+    assert left == ["QuantizeLinear"]
     feeds = {"x": x(k=16)["x"].astype(np.float16).astype(np.float32)}
     wanted = run(from_text(source), feeds, optimize=False)
     assert np.abs(outputs(model, feeds, "y") - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+@given(st.floats(2**-8, 0.125, width=32), st.integers(-100, 100))
+def test_numbers_between_two_kernels_are_not_rounded_to_float16(step: float, steps: int) -> None:
+    """The kernel's step, shift and bounds, and what the next one makes of its integers: float32, to the last bit."""
+    model = from_text(in_a_row("gelu, factor, shift to int4"))
+    weights = model.graph.initializers
+    next_scale, next_bias = (weights[name].const_value.numpy() for name in ("ws2", "bias2"))
+    c, bounds = np.float32(step * steps), np.float32([-8, 7]) * np.float32(step)
+    for name, number in zip(("next", "c", "low", "high"), (np.float32(step), c, *bounds), strict=True):
+        weights[name].const_value = ir.tensor(np.asarray(number), name=name)
+    LinearKernels()(model)
+    ComputeDtype(ir.DataType.FLOAT16)(model)
+    first, second = (node for node in model.graph if node.domain)
+    assert first.inputs[5].const_value.numpy().tolist() == [np.float32(step), c, -8, 7]
+    assert (second.inputs[2].const_value.numpy() == np.float32(step) * next_scale).all()
+    assert (second.inputs[3].const_value.numpy() == next_bias.reshape(-1)).all()
+
+
+@pytest.mark.parametrize("tail", ["gelu to int8", "gelu, factor, shift to int4"])
+def test_a_step_that_a_float16_node_multiplies_by_is_float16s(tail: str) -> None:
+    """Where the next layer is no kernel's, division and product have the same step, as docs/tensorrt.md says."""
+    model = from_text(text(tail))
+    for name, number in (("next", 0.0341), ("low", -8 * 0.0341), ("high", 7 * 0.0341)):
+        model.graph.initializers[name].const_value = ir.tensor(np.array(number, np.float32), name=name)
+    LinearKernels()(model)
+    ComputeDtype(ir.DataType.FLOAT16)(model)
+    (back,) = (node for node in model.graph if node.name == "back")
+    assert kernel(model).inputs[5].const_value.numpy()[0] == back.inputs[1].const_value.numpy() != np.float32(0.0341)
 
 
 LEFT = {
@@ -226,14 +281,39 @@ def test_what_no_kernel_does_is_left_alone(source: str) -> None:
     assert not [node for node in model.graph if node.domain]
 
 
-def test_a_gelu_of_another_kind_and_a_factor_are_left_alone() -> None:
-    for source in (
-        text("gelu").replace("Gelu(s)", 'Gelu<approximate = "tanh">(s)'),
-        text("gelu to int8").replace("[gelu] h = Gelu(s)", "[gelu] g = Gelu(s)\n  [factor] h = Mul(g, ws)"),
-    ):
-        model = lowered(source)
-        assert kernel(model).op_type == "linear_f16"
-        assert {"Gelu", "Mul"} & {node.op_type for node in model.graph} or kernel(model).attributes["gelu"].value
+def test_a_gelu_of_another_kind_is_left_alone() -> None:
+    model = lowered(text("gelu").replace("Gelu(s)", 'Gelu<approximate = "tanh">(s)'))
+    assert kernel(model).op_type == "linear_f16" and "Gelu" in {node.op_type for node in model.graph}
+
+
+WHOLE = text("gelu, factor, shift to int4")
+KEPT = {
+    "a factor without GELU": (WHOLE.replace("  [gelu] g = Gelu(s)\n", "").replace("Mul(g, r)", "Mul(s, r)"), "Mul"),
+    "a factor by row": (WHOLE.replace("float[5] r = {0.75, 2, 1.25, 0.5, 1.5}", "float[2, 1] r = {0.75, 2}"), "Mul"),
+    "one factor for all": (WHOLE.replace("float[5] r = {0.75, 2, 1.25, 0.5, 1.5}", "float r = {0.75}"), "Mul"),
+    "a shift by channel": (WHOLE.replace("Sub(f, c)", "Sub(f, r)"), "Sub"),
+    "a shift the other way round": (WHOLE.replace("Sub(f, c)", "Sub(c, f)"), "Sub"),
+    "a shift before the factor": (
+        WHOLE.replace("f = Mul(g, r)", "f = Sub(g, c)").replace("t = Sub(f, c)", "t = Mul(f, r)"),
+        "Mul",
+    ),
+    "bounds between levels": (WHOLE.replace("low = {-0.25}", "low = {-0.24}"), "Clip"),
+    "bounds beyond INT8": (WHOLE.replace("high = {0.21875}", "high = {4}"), "Clip"),
+    "bounds that cross": (WHOLE.replace("high = {0.21875}", "high = {-0.5}"), "Clip"),
+    "one bound": (WHOLE.replace("Clip(t, low, high)", "Clip(t, low)"), "Clip"),
+    "unsigned levels": (WHOLE.replace("int8 next_zero", "uint8 next_zero"), "QuantizeLinear"),
+    "a product that someone else reads": (WHOLE.replace("Sub(f, c)", "Sub(f, f)"), "Sub"),
+}
+
+
+@pytest.mark.parametrize(("source", "op_type"), KEPT.values(), ids=list(KEPT))
+def test_a_quantizer_that_no_kernel_computes_stays_whole(source: str, op_type: str) -> None:
+    """Nothing of it goes into the node."""
+    model = lowered(source)
+    assert kernel(model).op_type == "linear_f16"
+    left, behind = ([node.op_type for node in one.graph] for one in (model, from_text(source)))
+    assert left.count(op_type) == behind.count(op_type) > 0
+    assert left.count("QuantizeLinear") == 2
 
 
 def test_weights_beyond_the_packing_are_a_precondition_failure() -> None:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from runtime.kernels import reference
-from runtime.kernels.packing import pack_int4, pack_int8
+from runtime.kernels.packing import pack_int4, pack_int8, pack_quantizer
+from runtime.kernels.tiles import OUTPUTS, Output
 from toolchain.triton_twin import linear
 
-OUTPUTS = (("i32", False), ("f16", False), ("f16", True), ("i8", False), ("i8", True))
+QUANTIZER = pack_quantizer(0.07, 0.21, (-120, 127))
 
 
-def mismatches(bits: int, m: int, k: int, n: int, output: str, gelu: bool) -> int:
+def mismatches(bits: int, m: int, k: int, n: int, output: Output) -> int:
     """Elements that differ from numpy's, in any bit."""
     generator = np.random.default_rng(m * 7919 + n * 31 + k + bits)
     top = 7 if bits == 4 else 127
@@ -30,20 +31,23 @@ def mismatches(bits: int, m: int, k: int, n: int, output: str, gelu: bool) -> in
     scale = (4 / (74 * top * 0.58 * np.sqrt(k)) * generator.uniform(0.3, 2, n)).astype(np.float32)
     bias = generator.standard_normal(n).astype(np.float32)
     packed = pack_int4(levels) if bits == 4 else pack_int8(levels)
-    step = 0.07 if output == "i8" else None
+    factor = generator.uniform(0.3, 2, n).astype(np.float32) if output.endswith("affine") else None
+    plain, gelu = output.split("_")[0], "gelu" in output
     tensors = [torch.from_numpy(array) for array in (a, packed, scale, bias)]
     y = linear(
         *tensors[:2],
-        output,
+        plain,
         *tensors[2:],
         gelu=gelu,
-        step=None if step is None else torch.tensor([step], dtype=torch.float32),
+        factor=None if factor is None else torch.from_numpy(factor),
+        quantizer=torch.from_numpy(QUANTIZER),
         tile=(128, 128) if m > 128 else (64, 64),
     )
     if output == "i32":
         wanted: np.ndarray = reference.accumulate(a, levels)
     else:
-        wanted = reference.linear(a, levels, scale, bias, with_gelu=gelu, step=step)
+        quantizer = QUANTIZER if plain == "i8" else None
+        wanted = reference.linear(a, levels, scale, bias, with_gelu=gelu, factor=factor, quantizer=quantizer)
     bytes_of = wanted.dtype.itemsize
     return int((y.numpy().view(f"i{bytes_of}") != wanted.view(f"i{bytes_of}")).sum())
 
@@ -55,11 +59,11 @@ def main() -> None:
         tokens, k, n = map(int, text.split(","))
         for bits in (4, 8):
             # The sums of every layer; of the outputs made from them, one after the other.
-            for output, gelu in (OUTPUTS[0], OUTPUTS[1 + (turn + bits // 8) % 4]):
+            for output in (OUTPUTS[0], OUTPUTS[1 + (turn + bits // 8) % (len(OUTPUTS) - 1)]):
                 made += 1
-                wrong = mismatches(bits, rows or tokens, k, n, output, gelu)
+                wrong = mismatches(bits, rows or tokens, k, n, output)
                 if wrong:
-                    print(f"w{bits}a8 {output} gelu={gelu} {text}: {wrong} differ")
+                    print(f"w{bits}a8 {output} {text}: {wrong} differ")
     print(f"{made} compared")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 
-from runtime.kernels.nodes import INPUTS, K_MULTIPLE, NAMESPACE, VERSION, is_kernel
+from runtime.kernels.nodes import ATTRIBUTES, INPUTS, K_MULTIPLE, NAMESPACE, VERSION, is_kernel
 from runtime.kernels.packing import padded
 from toolchain.passes.match import constant
 from toolchain.rules.graph import nodes
@@ -36,8 +37,7 @@ def _attributes(node: ir.Node) -> str:
         "plugin_namespace": (NAMESPACE,),
         "plugin_version": (str(VERSION),),
         "aot": (1,),
-        "bits": (4, 8),
-        "gelu": (0, 1),
+        **ATTRIBUTES[node.op_type],
     }
     for name, values in allowed.items():
         attribute = node.attributes.get(name)
@@ -45,6 +45,8 @@ def _attributes(node: ir.Node) -> str:
             return f"it has no attribute {name}"
         if attribute.value not in values:
             return f"its {name} is {attribute.value!r}, not {' or '.join(map(repr, values))}"
+    if node.attributes.get_int("affine", 0) > node.attributes.get_int("gelu", 0):
+        return "its affine is 1 without a GELU: no kernel has a factor and a shift there"
     return ""
 
 
@@ -60,12 +62,25 @@ def _operands(node: ir.Node) -> str:
     if stored is None or w.dtype != ir.DataType.INT8 or stored.ndim != 2:
         return "its weights are not a stored INT8 matrix"
     rows, columns = stored.shape
+    stored_as: dict[str, np.ndarray] = {}
     for name, value in zip(names[2:], vectors, strict=True):
         held = constant(value)
-        size = 1 if name == "step" else rows
+        size = 4 if name == "quantizer" else rows
         if held is None or value is None or value.dtype != ir.DataType.FLOAT or held.shape != (size,):
             return f"its {name} is not a stored FLOAT vector of {size}"
-    return _depth(node, a, columns)
+        stored_as[name] = held
+    fault = _requantization(node, **stored_as) if "quantizer" in stored_as else ""
+    return fault or _depth(node, a, columns)
+
+
+def _requantization(node: ir.Node, factor: np.ndarray, quantizer: np.ndarray, **_: np.ndarray) -> str:
+    """What is wrong with the numbers between the layer's output and its levels."""
+    step, shift, low, high = quantizer.tolist()
+    if not (step > 0 and -128 <= low <= high <= 127 and low == round(low) and high == round(high)):
+        return f"its quantizer has the step {step:g} and the levels {low:g} to {high:g}: no INT8"
+    if not node.attributes.get_int("affine", 0) and (shift != 0 or (factor != 1).any()):
+        return "its affine is 0: the kernel leaves out the factor and the shift that are stored"
+    return ""
 
 
 def _depth(node: ir.Node, a: ir.Value, columns: int) -> str:

@@ -97,10 +97,17 @@ __device__ __forceinline__ void multiply_stage(int (&sums)[T::kProducts][8][4], 
     }
 }
 
+// What follows the sums, in global memory: scale, bias and factor, one a column; of the quantizer step, shift, and the
+// lowest and the highest level. What a kernel has no use for it does not read.
+struct Epilogue {
+    const float *scale, *bias, *factor, *quantizer;
+};
+
 // One row's 16 columns from sums to memory: `y` points at the first of them, `valid` of them exist.
-template <bool kInt4, Output kOutput, bool kGelu>
+template <bool kInt4, Output kOutput, bool kGelu, bool kAffine>
 __device__ __forceinline__ void write_columns(const int (&sums)[8][4], int half, const float (&scale)[kOwn],
-                                              const float (&bias)[kOwn], float step, void* y, int valid, bool aligned) {
+                                              const float (&bias)[kOwn], const float (&factor)[kOwn],
+                                              const float (&quantizer)[4], void* y, int valid, bool aligned) {
     int values[kOwn];
 #pragma unroll
     for (int c = 0; c < kOwn; ++c) {
@@ -110,7 +117,9 @@ __device__ __forceinline__ void write_columns(const int (&sums)[8][4], int half,
         } else {
             float value = add(multiply(to_float(sum), scale[c]), bias[c]);
             if constexpr (kGelu) value = gelu(value);
-            values[c] = kOutput == kHalf ? static_cast<int>(half_bits(value)) : quantize(value, step);
+            if constexpr (kAffine) value = add(multiply(value, factor[c]), -quantizer[1]);
+            values[c] = kOutput == kHalf ? static_cast<int>(half_bits(value))
+                                         : quantize(value, quantizer[0], quantizer[2], quantizer[3]);
         }
     }
     constexpr int kBytes = kOutput == kInt32 ? 4 : kOutput == kHalf ? 2 : 1;
@@ -143,25 +152,29 @@ __device__ __forceinline__ void write_columns(const int (&sums)[8][4], int half,
     }
 }
 
-template <class T, bool kInt4, Output kOutput, bool kGelu>
-__device__ __forceinline__ void write_tile(const int (&sums)[T::kProducts][8][4], const float* scale, const float* bias,
-                                           const float* step, int m, int n, void* y) {
+template <class T, bool kInt4, Output kOutput, bool kGelu, bool kAffine>
+__device__ __forceinline__ void write_tile(const int (&sums)[T::kProducts][8][4], const Epilogue& after, int m, int n,
+                                           void* y) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int row0 = blockIdx.y * T::kRows + warp % T::kWarpsM * (T::kProducts * 16) + (lane >> 2);
     const int column = blockIdx.x * T::kColumns + warp / T::kWarpsM * kWarpColumns + (lane & 3) * kOwn;
     const int valid = n - column;
     if (valid <= 0) return;
-    float own_scale[kOwn] = {}, own_bias[kOwn] = {};
+    float own_scale[kOwn] = {}, own_bias[kOwn] = {}, own_factor[kOwn] = {}, quantizer[4] = {};
     if constexpr (kOutput != kInt32) {
 #pragma unroll
         for (int c = 0; c < kOwn; ++c) {
             if (c < valid) {
-                own_scale[c] = kInt4 ? multiply(scale[column + c], 0.0625f) : scale[column + c];
-                own_bias[c] = bias[column + c];
+                own_scale[c] = kInt4 ? multiply(after.scale[column + c], 0.0625f) : after.scale[column + c];
+                own_bias[c] = after.bias[column + c];
+                if constexpr (kAffine) own_factor[c] = after.factor[column + c];
             }
         }
     }
-    const float own_step = kOutput == kInt8 ? *step : 1.0f;
+    if constexpr (kOutput == kInt8) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) quantizer[i] = after.quantizer[i];
+    }
     constexpr int kBytes = kOutput == kInt32 ? 4 : kOutput == kHalf ? 2 : 1;
 #pragma unroll
     for (int p = 0; p < T::kProducts; ++p) {
@@ -170,16 +183,16 @@ __device__ __forceinline__ void write_tile(const int (&sums)[T::kProducts][8][4]
             const int row = row0 + p * 16 + half * 8;
             if (row < m) {
                 void* to = static_cast<char*>(y) + (static_cast<long long>(row) * n + column) * kBytes;
-                write_columns<kInt4, kOutput, kGelu>(sums[p], half, own_scale, own_bias, own_step, to, valid,
-                                                     n % kOwn == 0);
+                write_columns<kInt4, kOutput, kGelu, kAffine>(sums[p], half, own_scale, own_bias, own_factor,
+                                                              quantizer, to, valid, n % kOwn == 0);
             }
         }
     }
 }
 
-template <class T, bool kInt4, Output kOutput, bool kGelu>
-__device__ __forceinline__ void linear(const signed char* a, const unsigned char* w, const float* scale,
-                                       const float* bias, const float* step, int m, int n, int k, void* y) {
+template <class T, bool kInt4, Output kOutput, bool kGelu, bool kAffine>
+__device__ __forceinline__ void linear(const signed char* a, const unsigned char* w, const Epilogue& after, int m, int n,
+                                       int k, void* y) {
     constexpr unsigned kStageBytes = T::kRows * kStep + T::kColumns * kStep / (kInt4 ? 2 : 1);
     const unsigned base = shared_base();
     const int steps = (k + kStep - 1) / kStep;
@@ -201,34 +214,35 @@ __device__ __forceinline__ void linear(const signed char* a, const unsigned char
         into = into + kStageBytes == end ? base : into + kStageBytes;
         from = from + kStageBytes == end ? base : from + kStageBytes;
     }
-    write_tile<T, kInt4, kOutput, kGelu>(sums, scale, bias, step, m, n, y);
+    write_tile<T, kInt4, kOutput, kGelu, kAffine>(sums, after, m, n, y);
 }
 
-// The five kernels of a tile: raw sums; float16; float16 after GELU; int8; int8 after GELU. Inputs, sizes, output: the
-// order a TensorRT ahead-of-time plugin passes them in.
+// The six kernels of a tile: raw sums; float16; float16 after GELU; int8; int8 after GELU; int8 after GELU, factor and
+// shift. Inputs, sizes, output: the order a TensorRT ahead-of-time plugin passes them in, the same for all of int8.
 #define INTVIT_KERNELS(PREFIX, INT4, NAME, BLOCKS, ...)                                                                \
     using PREFIX##NAME = Tile<__VA_ARGS__>;                                                                            \
-    extern "C" __global__ void __launch_bounds__(PREFIX##NAME::kThreads, BLOCKS) PREFIX##_i32_##NAME(                   \
+    extern "C" __global__ void __launch_bounds__(PREFIX##NAME::kThreads, BLOCKS) PREFIX##_i32_##NAME(                  \
         const signed char* a, const unsigned char* w, int m, int n, int k, int* y) {                                   \
-        linear<PREFIX##NAME, INT4, kInt32, false>(a, w, nullptr, nullptr, nullptr, m, n, k, y);                        \
+        linear<PREFIX##NAME, INT4, kInt32, false, false>(a, w, {}, m, n, k, y);                                        \
     }                                                                                                                  \
     INTVIT_HALF(PREFIX, INT4, NAME, BLOCKS, f16, false)                                                                \
     INTVIT_HALF(PREFIX, INT4, NAME, BLOCKS, f16_gelu, true)                                                            \
-    INTVIT_INT8(PREFIX, INT4, NAME, BLOCKS, i8, false)                                                                 \
-    INTVIT_INT8(PREFIX, INT4, NAME, BLOCKS, i8_gelu, true)
+    INTVIT_INT8(PREFIX, INT4, NAME, BLOCKS, i8, false, false)                                                          \
+    INTVIT_INT8(PREFIX, INT4, NAME, BLOCKS, i8_gelu, true, false)                                                      \
+    INTVIT_INT8(PREFIX, INT4, NAME, BLOCKS, i8_gelu_affine, true, true)
 
 #define INTVIT_HALF(PREFIX, INT4, NAME, BLOCKS, OUTPUT, GELU)                                                          \
-    extern "C" __global__ void __launch_bounds__(PREFIX##NAME::kThreads, BLOCKS) PREFIX##_##OUTPUT##_##NAME(            \
+    extern "C" __global__ void __launch_bounds__(PREFIX##NAME::kThreads, BLOCKS) PREFIX##_##OUTPUT##_##NAME(           \
         const signed char* a, const unsigned char* w, const float* scale, const float* bias, int m, int n, int k,      \
         unsigned short* y) {                                                                                           \
-        linear<PREFIX##NAME, INT4, kHalf, GELU>(a, w, scale, bias, nullptr, m, n, k, y);                               \
+        linear<PREFIX##NAME, INT4, kHalf, GELU, false>(a, w, {scale, bias, nullptr, nullptr}, m, n, k, y);             \
     }
 
-#define INTVIT_INT8(PREFIX, INT4, NAME, BLOCKS, OUTPUT, GELU)                                                          \
-    extern "C" __global__ void __launch_bounds__(PREFIX##NAME::kThreads, BLOCKS) PREFIX##_##OUTPUT##_##NAME(            \
-        const signed char* a, const unsigned char* w, const float* scale, const float* bias, const float* step, int m, \
-        int n, int k, signed char* y) {                                                                                \
-        linear<PREFIX##NAME, INT4, kInt8, GELU>(a, w, scale, bias, step, m, n, k, y);                                  \
+#define INTVIT_INT8(PREFIX, INT4, NAME, BLOCKS, OUTPUT, GELU, AFFINE)                                                  \
+    extern "C" __global__ void __launch_bounds__(PREFIX##NAME::kThreads, BLOCKS) PREFIX##_##OUTPUT##_##NAME(           \
+        const signed char* a, const unsigned char* w, const float* scale, const float* bias, const float* factor,      \
+        const float* quantizer, int m, int n, int k, signed char* y) {                                                 \
+        linear<PREFIX##NAME, INT4, kInt8, GELU, AFFINE>(a, w, {scale, bias, factor, quantizer}, m, n, k, y);           \
     }
 
 // Rows, columns, warps along each, stages; before them the blocks a multiprocessor should hold. All but the largest stay

@@ -37,11 +37,12 @@ __device__ __forceinline__ float gelu(float x) {
     return multiply(above_edge, add(0.5f, divide(multiply(t, above), below)));
 }
 
-// clamp(round(x / step), -128, 127) in the low byte. Adding 1.5 * 2^23 rounds to an integer, to nearest even.
-__device__ __forceinline__ int quantize(float x, float step) {
+// clamp(round(x / step), low, high) in the low byte; the bounds are whole numbers of int8. Adding 1.5 * 2^23 rounds to
+// an integer, to nearest even.
+__device__ __forceinline__ int quantize(float x, float step, float low = -128.0f, float high = 127.0f) {
     const float limit = multiply(step, 129.0f);  // so that the quotient is finite
     const float value = divide(minimum(maximum(x, -limit), limit), step);
-    return bits_of(add(minimum(maximum(value, -128.0f), 127.0f), 12582912.0f)) & 255;
+    return bits_of(add(minimum(maximum(value, low), high), 12582912.0f)) & 255;
 }
 
 #endif

@@ -29,8 +29,15 @@ def test_one_image_in_eight_is_held_out(count: int, held: int) -> None:
 def test_rows_go_with_their_images() -> None:
     rows = torch.arange(17).repeat_interleave(3)[:, None].float()
     fit, held = Split.of(17).rows(rows)
-    assert held[:, 0].tolist() == [7.0] * 3 + [15.0] * 3
-    assert fit[:, 0].tolist() == [i for i in range(17) if i not in (7, 15) for _ in range(3)]
+    assert held[:, 0].tolist() == [7.0] * 3 + [14.0] * 3
+    assert fit[:, 0].tolist() == [i for i in range(17) if i not in (7, 14) for _ in range(3)]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4, 8])
+def test_every_part_of_a_mixture_is_held_out_as_often(parts: int) -> None:
+    """Image i of a mixture is made by part ``i % parts``."""
+    held = torch.bincount(Split.of(8 * 8 * parts).held % parts, minlength=parts)
+    assert held.max() - held.min() <= 3 and held.min() > 0
 
 
 def watched(student: Any, piece: Segment, stream: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -20,7 +20,7 @@ from runtime.kernels.tiles import Bits, Output, Tile, kernel_name
 
 HERE = Path(__file__).parent
 NEEDS_GXX = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here to compile the emulator with")
-DTYPES = {"i32": np.int32, "f16": np.float16, "f16_gelu": np.float16, "i8": np.int8, "i8_gelu": np.int8}
+DTYPES = {"i32": np.int32, "f16": np.float16, "i8": np.int8}
 BORDER = 64  # bytes before and behind an output that must stay as they are
 
 
@@ -91,7 +91,7 @@ def launch(
         WrongKernel: it did what a GPU would not say: see emulator.h.
     """
     values = [value.address if isinstance(value, Output16) else int(value) for value in arguments]
-    words = (ctypes.c_uint64 * 9)(*values)
+    words = (ctypes.c_uint64 * 10)(*values)
     ranges = [value for value in arguments if isinstance(value, Output16)][:2]
     ends = [end for held in ranges for end in (held.address, held.address + held.size)]
     code.emulate.restype = ctypes.c_char_p
@@ -112,19 +112,20 @@ def linear(
     levels: np.ndarray,
     scale: np.ndarray,
     bias: np.ndarray,
-    step: float = 1.0,
+    factor: np.ndarray,
+    quantizer: np.ndarray,
     eager: bool = False,
     change: tuple[str, str] | None = None,
 ) -> np.ndarray:
     """A linear layer on the emulated kernel."""
     (m, k), n = a.shape, len(levels)
-    y = Output16((m, n), DTYPES[output])
+    y = Output16((m, n), DTYPES[output.split("_")[0]])
     packed = pack_int4(levels) if bits == 4 else pack_int8(levels)
     arguments: list[Any] = [aligned(a), aligned(packed)]
     if output != "i32":
         arguments += [aligned(scale), aligned(bias)]
     if output.startswith("i8"):
-        arguments.append(aligned(np.array([step], np.float32)))
+        arguments += [aligned(factor), aligned(quantizer)]
     arguments += [m, n, k, y]
     name = kernel_name(bits, output, tile)
     shared = tile.shared_bytes(bits)

@@ -51,7 +51,8 @@ inline Index thread_index, block_index;
 inline std::vector<unsigned char> shared;
 inline bool eager = false;
 inline const char* readable[2][2];  // the two operands copies may read: begin, end
-using Kernel = void (*)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t);
+using Word = uint64_t;
+using Kernel = void (*)(Word, Word, Word, Word, Word, Word, Word, Word, Word, Word);
 inline Kernel kernel;
 inline const uint64_t* arguments;
 
@@ -89,7 +90,7 @@ inline void perform(const Copy& copy) {
 }
 inline void enter() {
     const uint64_t* a = arguments;
-    kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8]);
+    kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9]);
     own().done = true;
     yield();
 }
@@ -213,7 +214,7 @@ extern "C" void quotients(const float* a, const float* b, float* q, int count) {
     for (int i = 0; i < count; ++i) q[i] = divide(a[i], b[i]);
 }
 
-// Launches a kernel; arguments are pointers and integers, nine at most. Returns the first thing that was wrong, or null.
+// Launches a kernel; arguments are pointers and integers, ten at most. Returns the first thing that was wrong, or null.
 extern "C" const char* emulate(emulator::Kernel kernel, const uint64_t* arguments, int grid_x, int grid_y, int block,
                         int shared_bytes, int eager, const char* const* readable) {
     using namespace emulator;

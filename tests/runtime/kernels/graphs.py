@@ -11,14 +11,24 @@ from runtime.kernels.packing import pack_int4, pack_int8
 
 
 def layer(
-    levels: np.ndarray, scale: np.ndarray, bias: np.ndarray, *, bits: int = 8, gelu: bool = False, step: float = 0
+    levels: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    *,
+    bits: int = 8,
+    gelu: bool = False,
+    factor: np.ndarray | None = None,
+    quantizer: np.ndarray | None = None,
 ) -> bytes:
-    """int8 ``a`` (batch, rows, k) to ``y``: float16, or int8 where there is a ``step``. ``levels`` are int8 (n, k)."""
+    """int8 ``a`` (batch, rows, k) to ``y``: float16, or int8 with a ``quantizer``. ``levels`` are int8 (n, k)."""
     n, k = levels.shape
     packed = pack_int4(levels).view(np.int8) if bits == 4 else pack_int8(levels)
-    operands = {"w": packed, "scale": scale, "bias": bias} | ({"step": np.float32([step])} if step else {})
+    operands, attributes = {"w": packed, "scale": scale, "bias": bias}, {"bits": bits, "gelu": int(gelu)}
+    if quantizer is not None:
+        operands |= {"factor": np.ones_like(scale) if factor is None else factor, "quantizer": quantizer}
+        attributes["affine"] = int(factor is not None)
     node = helper.make_node(
-        LINEAR_I8 if step else LINEAR_F16,
+        LINEAR_F16 if quantizer is None else LINEAR_I8,
         ["a", *operands],
         ["y"],
         name="fc1/MatMul",
@@ -26,10 +36,9 @@ def layer(
         plugin_namespace=NAMESPACE,
         plugin_version=str(VERSION),
         aot=1,
-        bits=bits,
-        gelu=int(gelu),
+        **attributes,
     )
-    kind = onnx.TensorProto.INT8 if step else onnx.TensorProto.FLOAT16
+    kind = onnx.TensorProto.FLOAT16 if quantizer is None else onnx.TensorProto.INT8
     graph = helper.make_graph(
         [node],
         "layer",

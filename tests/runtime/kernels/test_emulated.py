@@ -10,14 +10,17 @@ import ctypes
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benches.kernel_shapes import every
 from runtime.kernels import reference
+from runtime.kernels.packing import pack_quantizer
 from runtime.kernels.tiles import OUTPUTS, TILES, WIDTHS, Bits, Output, Tile
 from tests.runtime.kernels.emulate import NEEDS_GXX, Output16, WrongKernel, aligned, launch, library, linear
 
 pytestmark = NEEDS_GXX
-STEP = 0.07
+QUANTIZER = pack_quantizer(0.07, 0.21, (-120, 119))  # kernels without a factor leave out the shift
 QUICK = [(4, "128x128"), (8, "64x64")]
 EDGES = [(1, 1, 16), (1, 64, 64), (70, 100, 96), (129, 65, 48), (65, 1000, 32), (197, 192, 208)]
 BY_NAME = {tile.name: tile for tile in TILES}
@@ -40,20 +43,29 @@ def operands(bits: Bits, m: int, n: int, k: int) -> tuple[np.ndarray, ...]:
     levels = generator.integers(-top, top + 1, (n, k)).astype(np.int8)
     spread = 4 / (74 * top * 0.58 * np.sqrt(k))
     scale = (spread * generator.uniform(0.3, 2, n)).astype(np.float32)
-    return a, levels, scale, generator.standard_normal(n).astype(np.float32)
+    bias = generator.standard_normal(n).astype(np.float32)
+    return a, levels, scale, bias, generator.uniform(0.3, 2, n).astype(np.float32)
 
 
-def expected(output: Output, a: np.ndarray, levels: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def expected(output: Output, a: np.ndarray, levels: np.ndarray, *vectors: np.ndarray) -> np.ndarray:
+    """``vectors``: scale, bias, factor, quantizer."""
     if output == "i32":
         return reference.accumulate(a, levels)
-    step = STEP if output.startswith("i8") else None
-    return reference.linear(a, levels, scale, bias, with_gelu=output.endswith("gelu"), step=step)
+    scale, bias, factor, quantizer = vectors
+    return reference.linear(
+        a,
+        levels,
+        scale,
+        bias,
+        with_gelu="gelu" in output,
+        factor=factor if output.endswith("affine") else None,
+        quantizer=quantizer if output.startswith("i8") else None,
+    )
 
 
 def check(bits: Bits, output: Output, tile: Tile, m: int, n: int, k: int, eager: bool) -> None:
-    a, levels, scale, bias = operands(bits, m, n, k)
-    y = linear(bits, output, tile, a, levels, scale, bias, STEP, eager)
-    np.testing.assert_array_equal(y, expected(output, a, levels, scale, bias))
+    arrays = (*operands(bits, m, n, k), QUANTIZER)
+    np.testing.assert_array_equal(linear(bits, output, tile, *arrays, eager=eager), expected(output, *arrays))
 
 
 @EVERY_TILE
@@ -79,7 +91,36 @@ def test_every_layer_of_the_networks(bits: Bits) -> None:
     for turn, shape in enumerate(every()):
         tile = TILES[turn % len(TILES)]
         check(bits, "i32", tile, min(shape.tokens, 197), shape.n, shape.k, False)
-        check(bits, "i8_gelu", tile, 65, shape.n, shape.k, False)
+        check(bits, "i8_gelu_affine", tile, 65, shape.n, shape.k, False)
+
+
+def floats(low: float, high: float) -> st.SearchStrategy[np.float32]:
+    return st.floats(low, high, width=32).map(np.float32)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["i8", "i8_gelu", "i8_gelu_affine"]),
+    st.lists(st.tuples(*[floats(-(2.0**20), 2.0**20)] * 3), min_size=1, max_size=40),
+    floats(2.0**-40, 2.0**40),
+    floats(-(2.0**20), 2.0**20),
+    st.tuples(st.integers(-128, 0), st.integers(0, 127)),
+    st.integers(0, 2**16),
+)
+def test_any_numbers_behind_the_sums(
+    output: Output,
+    columns: list[tuple[np.float32, np.float32, np.float32]],
+    step: np.float32,
+    shift: np.float32,
+    ends: tuple[int, int],
+    seed: int,
+) -> None:
+    """Scale, bias, factor, step and shift of any size and sign, any bounds: numpy's int8, bit by bit."""
+    generator = np.random.default_rng(seed)
+    a, levels = (generator.integers(-7, 8, (rows, 16)).astype(np.int8) for rows in (3, len(columns)))
+    scale, bias, factor = np.array(columns, np.float32).T.copy()
+    arrays = (a, levels, scale, bias, factor, pack_quantizer(float(step), float(shift), ends))
+    np.testing.assert_array_equal(linear(8, output, BY_NAME["64x64"], *arrays), expected(output, *arrays))
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -88,7 +129,7 @@ def test_the_largest_sums(bits: Bits) -> None:
     top = 7 if bits == 4 else 127
     a, levels = np.full((3, 3072), -128, np.int8), np.full((5, 3072), top, np.int8)
     one = np.ones(5, np.float32)
-    y = linear(bits, "i32", BY_NAME["128x128" if bits == 4 else "64x64"], a, levels, one, one)
+    y = linear(bits, "i32", BY_NAME["128x128" if bits == 4 else "64x64"], a, levels, one, one, one, QUANTIZER)
     assert (y == -128 * top * 3072).all()
 
 
@@ -148,9 +189,9 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_the_emulator_sees_a_wrong_kernel(what: str) -> None:
     """So the tests above can fail."""
-    a, levels, scale, bias = operands(4, 70, 100, 336)
+    a, levels, *vectors = operands(4, 70, 100, 336)
     try:
-        y = linear(4, "i32", TILES[-1], a, levels, scale, bias, eager="writes" in what, change=WRONG[what])
+        y = linear(4, "i32", TILES[-1], a, levels, *vectors, QUANTIZER, eager="writes" in what, change=WRONG[what])
     except WrongKernel as error:
         assert what in str(error)
     else:

@@ -97,12 +97,15 @@ def test_outputs_choose_the_kernel(folder: Path) -> None:
     kernels = Kernels(folder, driver)
     sums = {**arrays(), "y": FakeArray(I32, 197, 384), "scale": None, "bias": None}
     kernels.linear(**sums, tile=TILES[3])
-    levels = {**arrays(), "y": FakeArray(I8, 197, 384), "step": FakeArray(F32, 1, pointer=0x6000)}
+    levels = {**arrays(), "y": FakeArray(I8, 197, 384), "quantizer": FakeArray(F32, 4, pointer=0x7000)}
     kernels.linear(**levels, tile=TILES[3])
+    kernels.linear(**levels, gelu=True, factor=FakeArray(F32, 384, pointer=0x6000), tile=TILES[3])
     names = [name.decode() for _, name in driver.of("cuModuleGetFunction")]
-    assert names == ["intvit_w4a8_i32_64x64", "intvit_w4a8_i8_64x64"]
-    values = driver.of("cuLaunchKernel")[1][9][0]
-    assert values == (0x1000, 0x2000, 0x3000, 0x4000, 0x6000, 197, 384, 192, 4096)
+    assert names == ["intvit_w4a8_i32_64x64", "intvit_w4a8_i8_64x64", "intvit_w4a8_i8_gelu_affine_64x64"]
+    _, plain, affine = (launch[9] for launch in driver.of("cuLaunchKernel"))
+    assert plain[0] == (0x1000, 0x2000, 0x3000, 0x4000, 0, 0x7000, 197, 384, 192, 4096)  # no factor: a null pointer
+    assert affine[0] == (0x1000, 0x2000, 0x3000, 0x4000, 0x6000, 0x7000, 197, 384, 192, 4096)
+    assert plain[1] == affine[1] == (*[ctypes.c_void_p] * 6, *[ctypes.c_int] * 3, ctypes.c_void_p)
 
 
 def test_tokens_in_batches_are_rows(folder: Path) -> None:
@@ -144,8 +147,13 @@ def test_layernorm_and_quantize(folder: Path) -> None:
         ({"a": FakeArray(I8, 197, 184)}, "k is not a multiple of 16"),
         ({"weights": FakeArray(U8, 384, 192)}, "weights has the wrong shape"),
         ({"y": FakeArray(F16, 197, 383)}, "y has the wrong shape"),
-        ({"y": FakeArray(I8, 197, 384)}, "step is not on a GPU"),
+        ({"y": FakeArray(I8, 197, 384)}, "quantizer is not on a GPU"),
+        ({"y": FakeArray(I8, 197, 384), "quantizer": FakeArray(F32, 1)}, "quantizer has the wrong shape"),
+        ({"y": FakeArray(I8, 197, 384), "factor": FakeArray(F32, 384)}, "no kernel has such an output"),
+        ({"gelu": True, "factor": FakeArray(F32, 384)}, "no kernel has such an output"),
+        ({"y": FakeArray(I8, 197, 384), "gelu": True, "factor": FakeArray(F32, 1)}, "factor has the wrong shape"),
         ({"y": FakeArray(I32, 197, 384), "gelu": True}, "raw sums have no GELU"),
+        ({"y": FakeArray(I32, 197, 384), "factor": FakeArray(F32, 384)}, "raw sums have no GELU and no factor"),
         ({"bias": FakeArray(F32, 383)}, "bias has the wrong shape"),
         ({"scale": FakeArray(F16, 384)}, "scale has the wrong type"),
     ],

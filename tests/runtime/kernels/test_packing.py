@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from runtime.errors import IntvitError
-from runtime.kernels.packing import STEP, pack_int4, pack_int8, padded, unpack_int4
+from runtime.kernels.packing import STEP, pack_int4, pack_int8, pack_quantizer, padded, unpack_int4
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=200)
 
@@ -68,3 +68,28 @@ def test_padded() -> None:
 def test_what_does_not_fit_is_refused(pack: object, levels: np.ndarray, why: str) -> None:
     with pytest.raises(IntvitError, match=why):
         pack(levels)  # type: ignore[operator]
+
+
+def test_a_quantizer_is_four_numbers() -> None:
+    made = pack_quantizer(0.1, -0.4, (-8, 7))
+    assert made.dtype == np.float32 and made.tolist() == np.float32([0.1, -0.4, -8, 7]).tolist()
+    assert pack_quantizer(2.0).tolist() == [2, 0, -128, 127]
+
+
+@pytest.mark.parametrize(
+    ("step", "shift", "levels"),
+    [
+        (0.0, 0.0, (-128, 127)),
+        (-1.0, 0.0, (-128, 127)),
+        (float("nan"), 0.0, (-128, 127)),
+        (2.0**-101, 0.0, (-128, 127)),
+        (float("inf"), 0.0, (-128, 127)),
+        (1.0, float("inf"), (-128, 127)),
+        (1.0, 0.0, (-129, 127)),
+        (1.0, 0.0, (0, 255)),
+        (1.0, 0.0, (7, -8)),
+    ],
+)
+def test_a_quantizer_out_of_range_is_refused(step: float, shift: float, levels: tuple[int, int]) -> None:
+    with pytest.raises(IntvitError, match="no such quantizer"):
+        pack_quantizer(step, shift, levels)

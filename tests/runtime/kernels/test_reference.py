@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.kernels import reference
+from runtime.kernels.packing import pack_quantizer
 
 
 @settings(deadline=None)
@@ -39,6 +40,23 @@ def test_gelu_far_out() -> None:
     np.testing.assert_allclose(reference.gelu(x), [1e4, 60000, 0, 0, 0], rtol=2e-7, atol=1e-6)
 
 
+FLOATS = st.floats(-1e4, 1e4, width=32)
+
+
+@settings(deadline=None)
+@given(FLOATS, FLOATS, FLOATS, st.floats(2.0**-20, 8, width=32), st.integers(-128, 0), st.integers(0, 127))
+def test_requantize_one_rounding_at_a_time(
+    x: float, factor: float, shift: float, step: float, low: int, high: int
+) -> None:
+    """Product, difference and quotient each round once to float32; half to even; the bounds saturate."""
+    y = np.float32(np.float32(x) * np.float32(factor)) - np.float32(shift)
+    expected = min(high, max(low, round(Fraction(float(y / np.float32(step))))))
+    quantizer = pack_quantizer(step, shift, (low, high))
+    assert reference.requantize(np.array([x], np.float32), quantizer, np.array([factor], np.float32))[0] == expected
+    plain = min(high, max(low, round(Fraction(float(np.float32(x) / np.float32(step))))))
+    assert reference.requantize(np.array([x], np.float32), quantizer)[0] == plain
+
+
 @settings(deadline=None)
 @given(st.floats(-1e4, 1e4, width=32), st.floats(2.0**-20, 8, width=32))
 def test_quantize_rounds_half_to_even_and_saturates(value: float, step: float) -> None:
@@ -52,7 +70,7 @@ def test_a_layer_by_hand() -> None:
     scale, bias = np.array([0.5, 0.25, 1.0], np.float32), np.array([0.0, 1.0, 0.5], np.float32)
     np.testing.assert_array_equal(reference.accumulate(a, levels), [[11, -14, -1]])
     np.testing.assert_array_equal(reference.linear(a, levels, scale, bias), np.array([[5.5, -2.5, -0.5]], np.float16))
-    np.testing.assert_array_equal(reference.linear(a, levels, scale, bias, step=1.0), [[6, -2, 0]])  # ties to even
+    np.testing.assert_array_equal(reference.linear(a, levels, scale, bias, quantizer=pack_quantizer(1.0)), [[6, -2, 0]])
 
 
 @settings(deadline=None, max_examples=25)

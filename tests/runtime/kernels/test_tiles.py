@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from runtime.errors import IntvitError
 from runtime.kernels.build import SOURCES
-from runtime.kernels.tiles import DEFAULT_SHARED, SHARED_OF_SM, TILES, WIDTHS, choose, every_kernel, kernel_name
+from runtime.kernels.tiles import (
+    DEFAULT_SHARED,
+    OUTPUTS,
+    SHARED_OF_SM,
+    TILES,
+    WIDTHS,
+    choose,
+    every_kernel,
+    kernel_name,
+    output_name,
+)
 
 
 def test_the_table_is_that_of_the_sources() -> None:
@@ -32,8 +42,19 @@ def test_all_but_the_largest_tile_need_no_more_shared_memory_than_any_launch_has
 
 def test_every_kernel_has_a_name_of_its_own() -> None:
     names = every_kernel()
-    assert len(set(names)) == len(names) == 42
+    assert len(set(names)) == len(names) == 50
     assert kernel_name(4, "i8_gelu", TILES[1]) == "intvit_w4a8_i8_gelu_128x128"
+
+
+def test_outputs_by_what_they_have() -> None:
+    made = {output_name("f16", gelu=gelu, affine=False) for gelu in (False, True)}
+    made |= {
+        output_name("i8", gelu=gelu, affine=affine) for gelu, affine in ((False, False), (True, False), (True, True))
+    }
+    assert {"i32", *made} == set(OUTPUTS)
+    for plain, gelu in (("f16", True), ("i8", False)):
+        with pytest.raises(IntvitError, match="no kernel has such an output"):
+            output_name(plain, gelu=gelu, affine=True)  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
