@@ -16,14 +16,14 @@ from runtime.manifest import MANIFEST_DIGEST
 from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
 from toolchain.inspect import inspect
-from toolchain.output import filling
+from toolchain.output import REPORT, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
 from toolchain.report import write_report
 from toolchain.report.gather import REPORTS
 from toolchain.stages import StageStore
 from toolchain.targets.choices import DEFAULT_TARGET, measured_backend
 
-COST, REPORT = "cost.json", "report.html"
+COST = "cost.json"
 
 
 def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, console: Console) -> Bundle:

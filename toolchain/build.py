@@ -1,6 +1,6 @@
 """``python -m toolchain.build --model deit_s --bits w4a8``: a timm model in, a verified bundle out.
 
-Everything that can be wrong with a command line is said before torch is imported.
+What is wrong with a command line is said before torch is imported; only a model's name is timm's to know.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from runtime.classes import Classes
 from runtime.dataset import load_folder, require_folder
 from runtime.errors import IntvitError
 from toolchain.layers import report_layers
-from toolchain.output import check_out
+from toolchain.output import REPORT, check_out
 from toolchain.stages import StageStore, default_store
 from toolchain.targets.choices import (
     DEFAULT_TARGET,
@@ -46,7 +46,6 @@ from toolchain.targets.choices import (
 )
 
 DEFAULT_IMAGES = 128
-REPORT = "report.html"
 
 
 def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> None:

@@ -12,6 +12,8 @@ from runtime.errors import IntvitError
 from runtime.files import write_error
 from runtime.manifest import MANIFEST, MANIFEST_DIGEST, Manifest
 
+REPORT = "report.html"
+
 
 def check_out(out: Path, name: str, force: bool) -> None:
     """Refuse an output path that holds something else than the bundle called ``name``.

@@ -12,10 +12,10 @@ import onnx_ir as ir
 import pytest
 from torch import nn
 
-from calib.errors import IntvitError
 from runtime.backends.openvino import OpenVinoEngine, OpenVinoOptions, compiled_model, load, properties
 from runtime.backends.openvino_nodes import ExecutedNode, executed_nodes
 from runtime.bundle import Bundle
+from runtime.errors import IntvitError
 from runtime.onnx_wire import with_extra_outputs
 from runtime.parity import sqnr_db
 from tests.conftest import NO_OPENVINO

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calib.errors import IntvitError
 from runtime.backends.ort import make_session, optimized_bytes
+from runtime.errors import IntvitError
 from runtime.execution import INTEGER_KERNELS, execution
 from runtime.onnx_wire import read_graph
 from tests.toolchain.nets import calibrated, from_text, noise, run, serialized, spec_of, swin, vit

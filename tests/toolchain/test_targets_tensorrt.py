@@ -15,9 +15,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from calib.errors import IntvitError
 from runtime import cli
 from runtime.bundle import Bundle
+from runtime.errors import IntvitError
 from runtime.kernels.in_onnx import written_out
 from runtime.parity import sqnr_db
 from runtime.rungs import Rung, levels_apart, open_rung

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calib.errors import IntvitError
+from runtime.errors import IntvitError
 
 
 def broken_rule(target: str, where: str, why: str) -> IntvitError:

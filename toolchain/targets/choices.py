@@ -1,5 +1,6 @@
-"""What can be asked of a build: the targets, their options, what each can carry. Without torch or onnx, so that a wrong
-command line is answered at once.
+"""What can be asked of a build: the targets, their options, what each can carry.
+
+No torch and no onnx here, so that a wrong command line is answered at once.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
-from calib.errors import IntvitError
 from calib.scheme import Scheme
+from runtime.errors import IntvitError
 
 TARGETS = ("ort", "openvino", "tensorrt")
 DEFAULT_TARGET = "ort"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from calib.errors import IntvitError
+from runtime.errors import IntvitError
 from toolchain.passes import ExpandInt4, QuantizeFirst, UnitStep
 from toolchain.passes.match import constant
 from toolchain.targets import broken_rule

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from calib.errors import IntvitError
+from runtime.errors import IntvitError
 from toolchain.passes import BalanceScales, BlockInt4, ComputeDtype, Float8, LinearKernels, WidenInt4
 from toolchain.rules import findings
 from toolchain.targets import broken_rule
