@@ -28,8 +28,8 @@ QUICK = ReconstructConfig(iterations=40, batch=4)
 @torch.no_grad()
 def block_of(make: Any, side: int, scheme: str = "w3a8") -> tuple[Network, Segment, Tensor, Tensor, Split]:
     """A network whose stem and first block are quantized plainly, and the block's input and float output."""
-    model, images = make(), pictures(24, side)
-    student, split = prepare(model, parse(scheme)), Split.of(24)
+    model, images = make(), pictures(40, side)
+    student, split = prepare(model, parse(scheme)), Split.of(40)
     set_quantized(student, False)
     stem, block = list(segments(student))[:2]
     first, second = list(segments(model))[:2]
