@@ -142,7 +142,7 @@ def test_every_token_counts_alike() -> None:
 
 
 def test_a_suffix_pulls_the_logits_too() -> None:
-    """Toward a linear read-out of the block's output: its error falls further than without looking at it."""
+    """Toward a linear read-out of the block's output: its error on the images learned from is half that without it."""
     ends = []
     for looks in (False, True):
         student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE)
@@ -151,8 +151,9 @@ def test_a_suffix_pulls_the_logits_too() -> None:
         job = Job(block, inputs, wanted, suffix if looks else None)
         row = reconstruct(student, job, split, replace(QUICK, local_weight=0.1), seed=0)
         with torch.no_grad():
-            ends.append(float(Job(block, inputs, wanted, suffix).errors(split.held)[1]))
+            fit, held = (float(Job(block, inputs, wanted, suffix).errors(part)[1]) for part in (split.fit, split.held))
+        ends.append(fit)
         if looks:
             assert row["accepted"] and row["logits_after"] < row["logits_before"]
-            assert row["logits_after"] == pytest.approx(ends[1], rel=1e-4)
-    assert ends[1] < ends[0]
+            assert row["logits_after"] == pytest.approx(held, rel=1e-4)
+    assert ends[1] < 0.6 * ends[0]
