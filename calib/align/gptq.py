@@ -6,8 +6,8 @@ Cholesky factor of H^-1 (Frantar et al., "GPTQ", ICLR 2023, section 3.3). Channe
 
 Every channel is rounded with the scale of its group, chosen before: groups stay what they are in any order of channels.
 
-One thing differs from the paper: H sums ``x x^T / |x|^2``, so that every token counts alike; a few massive tokens
-otherwise own it (docs/decisions/0007-rounding-and-reconstruction.md). And H may be flattened first: synthetic images
+Two things differ from the paper. H sums ``x x^T / |x|^2``, so that every token counts alike; a few massive tokens
+otherwise own it (docs/decisions/0007-rounding-and-reconstruction.md). And H can be flattened first: synthetic images
 use their main directions more than photographs do, and others less (docs/decisions/0029-flattened-moments.md).
 """
 

@@ -4,8 +4,8 @@ The model is Matheron's dead leaves as Lee, Mumford and Huang use it (Occlusion 
 shapes that occlude one another, with radii of density r^-3, give sharp edges at every scale and the falling spectrum of
 photographs. Scenes have besides what photographs have and dead leaves lack: few things before much that is smooth,
 ground and sky, walls and paper, light from dark to white, upright edges, and shapes that repeat. Both together serve
-calibration better than either (docs/decisions/0026-scenes.md). Every number without a source is our choice. Lengths are
-shares of the shorter side, unless in pixels.
+calibration better than either (docs/decisions/0029-flattened-moments.md). Every number without a source is our choice.
+Lengths are shares of the shorter side, unless in pixels.
 """
 
 from __future__ import annotations
