@@ -33,20 +33,26 @@ def accuracy(record: Record) -> str:
         "correction",
         "seeds",
         "engine",
+        "KL",
+        "fake-quant",
         "on unseen",
         "calibration s",
         "peak GiB",
     ]
     lines = []
     for (scheme, method, images, budget, correction), rows in groups.items():
-        unseen = [row["unseen_top1"] for row in rows if "unseen_top1" in row]
+        unseen, fake, apart = (_found(rows, key) for key in ("unseen_top1", "fake_quant_top1", "divergence"))
         cells = [scheme, method, str(images), budget, correction, str(len(rows))]
-        cells.append(_over_seeds([row["top1"] for row in rows]))
-        cells += [_over_seeds(unseen), f"{mean(row['calibrate_seconds'] for row in rows):.0f}"]
+        cells += [_over_seeds([row["top1"] for row in rows]), f"{mean(apart):.3f}" if apart else "–"]
+        cells += [_over_seeds(fake), _over_seeds(unseen), f"{mean(row['calibrate_seconds'] for row in rows):.0f}"]
         lines.append([*cells, f"{max(row['peak_gib'] for row in rows):.1f}"])
     lines.sort(key=lambda cells: (*_widest_first(cells[0]), cells[1], int(cells[2]), cells[3:5]))
     table = markdown(head, lines, left=(0, 1, 3, 4))
     return f"Float top-1 on the same photographs: {record['float_top1']:.1f}.\n\n{table}"
+
+
+def _found(rows: list[Record], key: str) -> list[float]:
+    return [row[key] for row in rows if key in row]
 
 
 def headline(record: Record) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benches import calibration_accuracy
-from benches.calibration_accuracy import drawn, measure
+from benches.calibration_accuracy import Exam, answers, drawn, measure
 from benches.calibration_tables import accuracy, headline
 from benches.engines import engine_logits
 from calib.align.config import CalibrateConfig
@@ -27,16 +27,16 @@ def row(**changes: Any) -> dict[str, Any]:
 def test_the_table_takes_means_over_seeds_and_puts_wide_weights_first() -> None:
     rows = [
         row(scheme="w3a8", top1=70.0),
-        row(top1=84.0),
-        row(top1=86.0, seed=1, calibrate_seconds=200.0, peak_gib=3.0),
+        row(top1=84.0, divergence=0.1, fake_quant_top1=84.5),
+        row(top1=86.0, seed=1, calibrate_seconds=200.0, peak_gib=3.0, divergence=0.2, fake_quant_top1=85.5),
         row(method="real", top1=85.0, unseen_top1=84.5),
         row(method="spdfq: APA", iterations=100, correction="diag", images=32),
     ]
     lines = accuracy({"float_top1": 87.54, "rows": rows}).splitlines()
     assert lines[0].endswith("87.5.")
-    assert lines[4] == "| w4a8 | best | 128 | default | own | 2 | 85.0 ± 1.4 | – | 150 | 3.0 |"
-    assert lines[5] == "| w4a8 | real | 128 | default | own | 1 | 85.0 | 84.5 | 100 | 2.0 |"
-    assert lines[6] == "| w4a8 | spdfq: APA, 100 iterations | 32 | default | diag | 1 | 84.0 | – | 100 | 2.0 |"
+    assert lines[4] == "| w4a8 | best | 128 | default | own | 2 | 85.0 ± 1.4 | 0.150 | 85.0 ± 0.7 | – | 150 | 3.0 |"
+    assert lines[5] == "| w4a8 | real | 128 | default | own | 1 | 85.0 | – | – | 84.5 | 100 | 2.0 |"
+    assert lines[6] == "| w4a8 | spdfq: APA, 100 iterations | 32 | default | diag | 1 | 84.0 | – | – | – | 100 | 2.0 |"
     assert lines[7].startswith("| w3a8 | best")
 
 
@@ -73,9 +73,17 @@ def test_a_row_is_the_engine_on_every_picture(method: str, monkeypatch: pytest.M
     monkeypatch.setattr(calibration_accuracy, "recipe", plain)
     asked = {"scheme": "w8a8", "method": method, "images": 4, "iterations": None}
     asked |= {"budget": "fast", "correction": None, "seed": 0}
-    made = measure(digits, photos, labels, asked, "cpu")
+    made = measure(digits, Exam(photos, labels, answers(digits.module, photos)), asked, "cpu")
     assert made["top1"] == 100 * made["hits"].count("1") / 20 and made["top1"] > 50
     assert ("unseen_top1" in made) == (method == "real") and made["blocks"] == 0 and made["peak_gib"] > 0
+    assert abs(made["fake_quant_top1"] - made["top1"]) <= 10 and 0 < made["divergence"] < 1
+
+
+def test_the_divergence_is_that_of_the_definition() -> None:
+    ours, theirs = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    p, q = theirs.double().softmax(1), ours.double().softmax(1)
+    by_hand = sum(float(a * (a / b).log()) for a, b in zip(p.flatten(), q.flatten(), strict=True)) / 2
+    assert Exam(torch.empty(2, 0), torch.tensor([1, 0]), theirs).divergence(ours) == pytest.approx(by_hand)
 
 
 def test_engine_logits_are_the_engines() -> None:
