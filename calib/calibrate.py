@@ -23,7 +23,7 @@ from calib.align.distill import Lesson, distill
 from calib.align.inputs import Split, arguments, in_batches, layer_inputs, require_finite, sample
 from calib.align.layer import LayerRows, quantize_layer
 from calib.align.product import quantize_product
-from calib.align.reconstruct import Job, Suffix, reconstruct
+from calib.align.reconstruct import Job, Suffix, class_share, reconstruct
 from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, middle_fold, search_fold
 from calib.align.settle import begin, set_ranges, settle, unsettle
 from calib.allocate import choose_bits
@@ -222,7 +222,8 @@ def _quantize_piece(
             if site.kind == "qkv":
                 report += _quantize_products(student, piece, quant_stream[few], of_few, config, generator)
     if config.reconstruct is not None and piece.name in block_names(student):
-        job = Job(piece, quant_stream, wanted, teacher.suffix(index))
+        share = class_share(student, piece.name, config.reconstruct)
+        job = Job(piece, quant_stream, wanted, teacher.suffix(index), share)
         with clock("reconstruct"):
             report.append(reconstruct(student, job, split, config.reconstruct, seed, config.batch))
     return report

@@ -59,7 +59,8 @@ class ReconstructConfig:
         as it is. All rates fall to 0 along a cosine. beta1, beta2: Adam's. suffix: blocks this close to the end (1 =
         the last alone) also learn from the logits; 0 = none. local_weight: of the block's own error beside the
         logits'. drop: share of the activations below 8 bits that a step leaves unrounded. absolute: weight_rate is in
-        units of the weights, not of their steps.
+        units of the weights, not of their steps. class_share: of the class token in a block's error, where the head
+        reads it alone: in the first block and in the last, rising evenly between; None = every token counts alike.
     """
 
     iterations: int = 150
@@ -74,6 +75,7 @@ class ReconstructConfig:
     local_weight: float = 2.0
     drop: float = 0.0
     absolute: bool = False
+    class_share: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ network, and the error of the logits joins that of the block, each divided by it
 penultimate features, one part, beside two parts of the block's error).
 
 Reconstruction: the loss divides every token's squared error by its energy in the float network, or a few massive
-tokens own it; rates are relative (see ``trainable``) and were chosen once, on the reconstruction error of held-out
-images (docs/decisions/0007-rounding-and-reconstruction.md). A block whose held-out error does not fall is put back.
+tokens own it. Where the head reads the class token alone, that token has a share of its own: one among 197 would hardly
+be heard (docs/decisions/0031-the-class-token.md). Rates are relative (see ``trainable``) and were chosen once, on the
+reconstruction error of held-out images (docs/decisions/0007-rounding-and-reconstruction.md). A block whose held-out
+error does not fall is put back.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from calib.align.inputs import Split
 from calib.align.trainable import Drop, TrainableLinear, TrainableNorm, TrainableProduct
 from calib.network import Network
 from calib.precision import has_fast_bf16
-from calib.quant.families import Segment
+from calib.quant.families import Segment, block_names, reads_class_token
 from calib.quant.linear import QuantLinear
 from calib.quant.surgery import products
 
@@ -56,28 +58,46 @@ class Job:
 
     Attributes:
         piece: the block. inputs: (B, ...) as the quantized network gives them. targets: (B, ...) as the float network's
-        block gives them. suffix: of this block, or None.
+        block gives them. suffix: of this block, or None. class_share: of the first token in the error; None where all
+        count alike.
     """
 
     piece: Segment
     inputs: Tensor
     targets: Tensor
     suffix: Suffix | None
+    class_share: float | None = None
 
     def errors(self, images: Tensor) -> list[Tensor]:
         """Of the block's output, and of the logits where there is a suffix, on the images of those indices."""
         made = self.piece.run(self.inputs[images])
-        found = [token_error(made.float(), self.targets[images])]
+        found = [token_error(made.float(), self.targets[images], self.class_share)]
         if self.suffix is not None:
             found.append(token_error(self.suffix.run(made).float(), self.suffix.logits[images]))
         return found
 
 
-def token_error(made: Tensor, target: Tensor) -> Tensor:
-    """Mean over tokens of ``|made_t - target_t|^2 / |target_t|^2``; (..., C) both; a scalar."""
+def class_share(student: Network, block: str, config: ReconstructConfig) -> float | None:
+    """What share of the error of ``block`` is the class token's; None where the head reads other tokens too."""
+    if config.class_share is None or not reads_class_token(student):
+        return None
+    first, last = config.class_share
+    names = block_names(student)
+    return first + (last - first) * names.index(block) / max(1, len(names) - 1)
+
+
+def token_error(made: Tensor, target: Tensor, class_share: float | None = None) -> Tensor:
+    """Mean over tokens of ``|made_t - target_t|^2 / |target_t|^2``; (..., C) both; a scalar.
+
+    With a ``class_share`` in 0..1 both are (B, T, C), T >= 2: the first token's mean is that share, all others' the
+    rest.
+    """
     energy = target.square().sum(-1)
     floor = 1e-6 * energy.mean().clamp_min(1e-20)
-    return ((made - target).square().sum(-1) / (energy + floor)).mean()
+    error = (made - target).square().sum(-1) / (energy + floor)
+    if class_share is None:
+        return error.mean()
+    return class_share * error[:, 0].mean() + (1 - class_share) * error[:, 1:].mean()
 
 
 def reconstruct(

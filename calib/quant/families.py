@@ -44,6 +44,11 @@ def is_swin(model: Network) -> bool:
     return isinstance(model, SwinTransformer)
 
 
+def reads_class_token(model: Network) -> bool:
+    """Whether the head reads the class token, the first, and no other; else it reads a mean over tokens."""
+    return not is_swin(model) and model.global_pool == "token"
+
+
 def block_names(model: Network) -> list[str]:
     """Module paths of the transformer blocks, in execution order."""
     if is_swin(model):

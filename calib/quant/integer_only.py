@@ -19,7 +19,7 @@ from calib.errors import IntvitError
 from calib.network import Network
 from calib.quant import integers
 from calib.quant.attention import IntProduct, QuantAttention, windows_added
-from calib.quant.families import block_names, is_swin, sites
+from calib.quant.families import block_names, is_swin, reads_class_token, sites
 from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import ActQuantizer, levels
 from calib.quant.rescale import Limits, Rescale, whole
@@ -205,7 +205,7 @@ def install(student: Network) -> None:
     """
     norms = {name: part for name, part in student.named_modules() if isinstance(part, nn.LayerNorm)}
     widest = max(norm.normalized_shape[0] for norm in norms.values())
-    pooled = not is_swin(student) and student.global_pool != "token"
+    pooled = not is_swin(student) and not reads_class_token(student)
     if pooled or widest > integers.MOST_CHANNELS:
         raise IntvitError(
             "this network has no integer-only form",

@@ -14,7 +14,7 @@ from torch import nn
 from calib.errors import IntvitError
 from calib.network import Network
 from calib.quant.attention import OPERANDS, QuantAttention, QuantProduct
-from calib.quant.families import block_names, is_swin, sites
+from calib.quant.families import block_names, is_swin, reads_class_token, sites
 from calib.quant.integer_only import install, integer_parts
 from calib.quant.linear import QuantLinear, QuantPatchConv
 from calib.quant.quantizer import ActQuantizer
@@ -117,7 +117,7 @@ def pooled(model: Network) -> frozenset[str]:
     Where a ViT's head reads the class token, everything after the keys and values of the last block needs that row
     only: (..., T, K) may be cut to its first row in T. Empty for Swin and for networks that average over tokens.
     """
-    if is_swin(model) or model.global_pool != "token":
+    if not reads_class_token(model):
         return frozenset()
     attn, mlp = (f"{block_names(model)[-1]}.{part}" for part in ("attn", "mlp"))
     parts = [f"{attn}.{part}" for part in ("proj", *OPERANDS, *(left for left, _ in OPERANDS.values()))]

@@ -11,7 +11,7 @@ from calib.calibrated import CalibratedModel
 from calib.models import ModelSpec
 from calib.network import Network
 from calib.quant.attention import position_bias
-from calib.quant.families import is_swin
+from calib.quant.families import is_swin, reads_class_token
 from calib.quant.integer_only import IntMean
 from calib.quant.surgery import prepare
 from calib.scheme import Scheme
@@ -57,7 +57,7 @@ def _vit(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.V
         table = integer.stream_levels(table, model.residual_step)
     x = b.op("Add", [x, b.const("pos_embed", table)])
     x = layer_norm(b, "norm_pre", model.norm_pre, x)
-    class_token = model.global_pool == "token"
+    class_token = reads_class_token(model)
     for i, block in enumerate(model.blocks):
         name = f"blocks.{i}"
         alone = class_token and i == len(model.blocks) - 1  # from here on no other token reaches the logits

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from calib.models import LoadedModel
-from calib.quant.families import Site, block_names, is_swin, segments, sites
+from calib.quant.families import Site, block_names, is_swin, reads_class_token, segments, sites
 from tests.calib.networks import SWIN_SIDE, VARIANTS, VIT_SIDE, difference, pictures, tiny_swin, tiny_vit
 
 
@@ -26,6 +26,17 @@ def test_vit_pieces_in_a_row_are_its_forward_pass(variant: str) -> None:
     logits = model(images)
     assert float(logits.std(0).min()) > 1e-3  # the pictures matter
     assert difference(logits, chained(model, images)) < 1e-6
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_a_head_reads_the_first_token_alone_or_it_reads_others(variant: str) -> None:
+    model = tiny_vit(**VARIANTS[variant])
+    tokens = model.forward_features(pictures(2, VIT_SIDE))
+    others = torch.cat([tokens[:, :1], tokens[:, 1:] + 1 + torch.rand(tokens[:, 1:].shape)], 1)
+    same = torch.equal(model.forward_head(tokens), model.forward_head(others))
+    assert reads_class_token(model) == same
+    assert not reads_class_token(tiny_swin())
 
 
 @torch.no_grad()
