@@ -128,6 +128,19 @@ def test_every_recipe_takes_the_points_of_the_stream_in_execution_order(method: 
     assert sqnr_db(model(images), made.logits(images)) > 20
 
 
+@pytest.mark.parametrize(("make", "side"), [(tiny_vit, VIT_SIDE), (tiny_swin, SWIN_SIDE)])
+def test_units_keep_a_massive_channel_from_taking_the_levels_of_the_others(
+    make: Any, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained ViTs have such channels; one step for all of them is chance on ViT-Ti (docs/decisions/0030)."""
+    model = make()
+    begins = model.patch_embed.norm if make is tiny_swin else model.patch_embed.proj
+    begins.bias[3] += 50
+    with_units = quality(model, side, quick(model, side, "w8a8+res8"))
+    monkeypatch.setattr("calib.calibrate.set_units", lambda *_: None)
+    assert with_units > quality(model, side, quick(model, side, "w8a8+res8")) + 5
+
+
 def test_the_report_has_a_row_for_every_step(calibrated: CalibratedModel) -> None:
     folded = [row for row in calibrated.report if row["step"] == "reparameterise"]
     rounded = [row for row in calibrated.report if row["step"] == "quantize"]

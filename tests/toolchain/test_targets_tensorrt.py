@@ -226,7 +226,9 @@ def test_the_fp8_sibling_is_as_near_to_float_as_fp8_can_be(network: str, scheme:
     assert sqnr_db(floating, run(made, images(network), optimize=False)) > min(integer - 10, 15)
 
 
-@pytest.mark.parametrize(("scheme", "why"), [("w4a4", "fewer than 8 bits"), ("w4a16", "no quantizers")])
+@pytest.mark.parametrize(
+    ("scheme", "why"), [("w4a4", "fewer than 8 bits"), ("w4a16", "no quantizers"), ("w8a8+res8", "slices no FP8")]
+)
 def test_schemes_without_an_fp8_form_are_refused(scheme: str, why: str) -> None:
     with pytest.raises(IntvitError, match="no FP8 form") as caught:
         tensorrt.lower(tiny_canonical("vit", scheme), TensorRtOptions("fp16", "fp8"))

@@ -245,7 +245,7 @@ def moved(b: Builder, x: ir.Value, move: Callable[[ir.Value], ir.Value]) -> ir.V
     """``move`` of the levels where ``x`` is dequantized, and then dequantized; else of ``x``.
 
     ONNX Runtime 1.31.1 puts a Q/DQ pair behind a Slice, Reshape or Transpose of dequantized values, and then fails to
-    load its own pair ("output_dtype INT8 does not match y_zero_point type UINT8").
+    load its own pair ("output_dtype INT8 does not match y_zero_point type UINT8", microsoft/onnxruntime#25526).
     """
     node = x.producer()
     if node is None or node.op_type != "DequantizeLinear":
