@@ -9,7 +9,7 @@ was not fitted to.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from calib.align.config import CalibrateConfig
 from calib.align.distill import Lesson, distill
-from calib.align.inputs import Split, arguments, in_batches, layer_inputs, require_finite, sample
+from calib.align.inputs import Split, arguments, in_batches, layer_inputs, point_inputs, require_finite, sample
 from calib.align.layer import LayerRows, quantize_layer
 from calib.align.product import quantize_product
 from calib.align.reconstruct import Job, Suffix, class_share, reconstruct
 from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, middle_fold, search_fold
+from calib.align.residual import quantize_residual, set_units
 from calib.align.settle import begin, set_ranges, settle, unsettle
 from calib.allocate import choose_bits
 from calib.calibrated import CalibratedModel
@@ -34,7 +35,8 @@ from calib.network import Network
 from calib.quant.families import Segment, Site, block_names, segments
 from calib.quant.integer_only import integer_parts
 from calib.quant.linear import QuantLinear
-from calib.quant.surgery import prepare, products, set_quantized
+from calib.quant.residual import AFTER, BEFORE, point
+from calib.quant.surgery import between_layers, prepare, products, set_quantized
 from calib.resume import restore, save
 from calib.scheme import Scheme
 
@@ -80,6 +82,8 @@ def calibrate(
     teacher = Teacher(prepare(model, scheme), images, config)
     if scheme.integer:
         set_ranges(student, teacher.network, images, config.batch)
+    if scheme.residual_bits is not None:
+        set_units(student, teacher.network, images, config.batch)
     pieces = list(zip(segments(student), teacher.pieces, strict=True))
     resumed: list[dict[str, Any]] = []
     done = 0 if checkpoints is None else restore(checkpoints, student, resumed)
@@ -213,6 +217,7 @@ def _quantize_piece(
     with clock("quantize"):
         begin(student, piece)
         for site in piece.sites:
+            report += _quantize_point(student, piece, (site, BEFORE), quant_stream[few], of_few, config, generator)
             inputs = layer_inputs(student, piece, site.name, quant_stream[few], config.batch)
             outputs = None
             if config.layer.correction.target == "float" and site.kind != "qkv":
@@ -221,6 +226,7 @@ def _quantize_piece(
             report.append(quantize_layer(student.get_submodule(site.name), site, rows, config.layer, generator))
             if site.kind == "qkv":
                 report += _quantize_products(student, piece, quant_stream[few], of_few, config, generator)
+            report += _quantize_point(student, piece, (site, AFTER), quant_stream[few], of_few, config, generator)
     if config.reconstruct is not None and piece.name in block_names(student):
         share = class_share(student, piece.name, config.reconstruct)
         job = Job(piece, quant_stream, wanted, teacher.suffix(index), share)
@@ -240,6 +246,24 @@ def _quantize_products(
         )
         out.append(quantize_product(product, name, fit, held, config.layer, generator))
     return out
+
+
+def _quantize_point(
+    student: Network,
+    piece: Segment,
+    place: tuple[Site, Mapping[str, str]],
+    stream: Tensor,
+    split: Split,
+    config: CalibrateConfig,
+    generator: torch.Generator,
+) -> list[dict[str, Any]]:
+    """The point of the residual stream beside a layer, where the scheme has it in integers; all before it is."""
+    found = point(student, *place)
+    if found is None:
+        return []
+    name, module = found
+    rows = point_inputs(student, piece, name, stream, config.batch)
+    return [quantize_residual(module, name, rows, split, config.layer, generator)]
 
 
 def _fold_piece(
@@ -292,7 +316,7 @@ def evenly(count: int, most: int) -> Tensor:
 
 
 def set_quantized_piece(student: Network, piece: Segment, on: bool) -> None:
-    """Switch the layers, attention products and integer modules of one piece to their integer or float form."""
+    """Switch layers, attention products, points and integer modules of one piece to their integer or float form."""
     layers = (student.get_submodule(site.name) for site in piece.sites)
-    for part in (*layers, *products(student, piece.name).values(), *integer_parts(student, piece.name)):
+    for part in (*layers, *between_layers(student, piece.name).values(), *integer_parts(student, piece.name)):
         part.quantized = on

@@ -1,10 +1,10 @@
 """The recipe grammar: what ``--bits`` means. Parsed once here, printed back the same way everywhere.
 
-``w<W>a<A>[+attn8][+g<G>][+int]`` with W in 2..8 weight bits, A in 2..8 or 16 activation bits (16 = activations stay
-float), ``auto:<AVG>`` gives each layer 4-bit or 8-bit weights, AVG bits a weight on average, and 8-bit activations.
-``+attn8`` for 8-bit attention products, ``+g64`` for weight groups of 64 input channels (with float activations only),
-``+int`` for integers from the image's quantizer to the head's sums: attention products, softmax, GELU, LayerNorm and
-the residual stream.
+``w<W>a<A>[+attn8][+res8][+g<G>][+int]`` with W in 2..8 weight bits, A in 2..8 or 16 activation bits (16 = activations
+stay float), ``auto:<AVG>`` gives each layer 4-bit or 8-bit weights, AVG bits a weight on average, 8-bit activations.
+``+attn8`` for 8-bit attention products, ``+res8`` for an 8-bit residual stream, ``+g64`` for weight groups of 64 input
+channels (with float activations only), ``+int`` for integers from the image's quantizer to the head's sums: attention
+products, softmax, GELU, LayerNorm and the residual stream.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from dataclasses import dataclass, replace
 
 from calib.errors import IntvitError
 
-COMMON = ("w8a8", "w4a8", "w4a4", "w3a8", "w6a6", "w4a16", "w4a16+g64", "w8a16", "w8a8+attn8", "w4a8+attn8", "w8a8+int")
+COMMON = (
+    *("w8a8", "w4a8", "w4a4", "w3a8", "w6a6", "w4a16", "w4a16+g64", "w8a16"),
+    *("w8a8+attn8", "w4a8+attn8", "w8a8+res8", "w8a8+attn8+res8", "w8a8+int"),
+)
 GROUPS = (16, 32, 64, 128)
 _BASE = re.compile(r"w(\d+)a(\d+)")
 _AUTO = re.compile(r"auto:(\d+(?:\.\d+)?)")
@@ -33,6 +36,7 @@ class Scheme:
         group: input channels that share a weight scale, or None for one scale per output channel.
         integer: True when softmax, GELU, LayerNorm and the residual stream are integers too; ``attn_bits`` is then 8.
         average: mean bits a weight where each layer gets 4 or 8 of its own; ``weight_bits`` is then the fewest.
+        residual_bits: 8 when the residual stream is quantized at every point, else None.
     """
 
     weight_bits: int
@@ -41,6 +45,7 @@ class Scheme:
     group: int | None = None
     integer: bool = False
     average: float | None = None
+    residual_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.integer:
@@ -55,6 +60,8 @@ class Scheme:
         text = f"w{self.weight_bits}a{self.act_bits}" if self.average is None else f"auto:{self.average:g}"
         if self.attn_bits is not None and not self.integer:
             text += f"+attn{self.attn_bits}"
+        if self.residual_bits is not None:
+            text += f"+res{self.residual_bits}"
         if self.group is not None:
             text += f"+g{self.group}"
         return text + ("+int" if self.integer else "")
@@ -83,25 +90,28 @@ def parse(text: str) -> Scheme:
         raise _bad(text, f"weights take 2 to 8 bits, not {weight_bits}")
     if not (2 <= act_bits <= 8 or act_bits == 16):
         raise _bad(text, f"activations take 2 to 8 bits, or 16 for float, not {act_bits}")
-    attn_bits, group, integer = None, None, False
+    attn_bits, residual_bits, group, integer = None, None, None, False
     for extra in extras:
         if extra == "attn8":
             attn_bits = 8
+        elif extra == "res8":
+            residual_bits = 8
         elif extra == "int":
             integer = True
         elif extra in {f"g{size}" for size in GROUPS}:
             group = int(extra[1:])
         else:
-            raise _bad(text, f"unknown option +{extra}; known: +attn8, +int, " + ", ".join(f"+g{g}" for g in GROUPS))
-    return Scheme(weight_bits, act_bits, attn_bits, group, integer)
+            known = ", ".join(["+attn8", "+res8", "+int", *(f"+g{size}" for size in GROUPS)])
+            raise _bad(text, f"unknown option +{extra}; known: {known}")
+    return Scheme(weight_bits, act_bits, attn_bits, group, integer, residual_bits=residual_bits)
 
 
 def require_buildable(scheme: Scheme) -> None:
     """Refuse what the grammar can say but no target can run, before any work is done.
 
     Raises:
-        IntvitError: the scheme asks for weight groups beside integer activations, or for integers alone with float
-            activations.
+        IntvitError: the scheme asks for weight groups beside integer activations, for integers alone with float
+            activations, or for two kinds of integers in the residual stream.
     """
     if scheme.group is not None and not scheme.float_activations:
         attn_bits = None if scheme.integer else scheme.attn_bits
@@ -119,6 +129,14 @@ def require_buildable(scheme: Scheme) -> None:
             where=f"--bits {scheme}",
             why="a16 leaves the inputs of every layer in float, and +int leaves nothing there",
             next=f"build --bits {replace(scheme, act_bits=8, group=None)}",
+        )
+    if scheme.integer and scheme.residual_bits is not None:
+        raise IntvitError(
+            "+res8 cannot be built with +int",
+            where=f"--bits {scheme}",
+            why="+int has the residual stream in integers already: up to 24 bits and one step, so that sums are exact",
+            next=f"build --bits {replace(scheme, residual_bits=None)}; or {replace(scheme, integer=False)}: "
+            "8 bits a point, with float between them",
         )
 
 

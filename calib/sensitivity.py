@@ -1,4 +1,4 @@
-"""How much each layer or attention product alone costs: the network's divergence with it in integers and no other."""
+"""How much each part costs: the network's divergence with one layer, attention product or point alone in integers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from torch import Tensor
 
 from calib.align.config import CorrectionConfig, LayerConfig
 from calib.align.distill import softened_divergence
-from calib.align.inputs import Split, arguments, in_batches, layer_inputs
+from calib.align.inputs import Split, arguments, in_batches, layer_inputs, point_inputs
 from calib.align.layer import LayerRows, quantize_layer
 from calib.align.product import quantize_product
+from calib.align.residual import quantize_residual, set_units
 from calib.network import Network
 from calib.quant.attention import QuantProduct
 from calib.quant.families import Segment, segments
 from calib.quant.linear import QuantLinear
-from calib.quant.surgery import prepare, products, set_quantized
+from calib.quant.residual import QuantResidual
+from calib.quant.surgery import between_layers, prepare, products, residuals, set_quantized
 from calib.scheme import Scheme
 
+_Part = QuantLinear | QuantProduct | QuantResidual
 PLAIN = LayerConfig(correction=CorrectionConfig("none"))
 
 
@@ -29,8 +32,9 @@ class Sensitivity:
     """What one layer costs.
 
     Attributes:
-        layer: timm module path; of an attention product ``...attn.qk`` or ``...attn.pv``. weights: how many, 0 of a
-        product. weight_bits, act_bits: it was tried at; of a product its right and left operand.
+        layer: timm module path; of an attention product ``...attn.qk`` or ``...attn.pv``, of a point of the residual
+        stream ``...residual_attn`` and the like. weights: how many, 0 of a product or point. weight_bits, act_bits: it
+        was tried at; of a product its right and left operand; of a point both are its bits.
         divergence: KL(float || with this layer in integers) of the class probabilities, nats, mean over images.
         sqnr_db: of the layer's own output, token by token.
         flips: percent of the images whose class changed.
@@ -54,7 +58,7 @@ def sensitivities(
     batch: int = 16,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Sensitivity]:
-    """Every layer of ``model``, and every attention product the scheme has in integers, the costliest first.
+    """Every layer of ``model``, and every attention product and point the scheme has in integers, the costliest first.
 
     A layer is rounded to the nearest level with searched ranges, and nothing is folded or corrected: what calibration
     has to mend, not what is left after it.
@@ -66,8 +70,10 @@ def sensitivities(
     student = prepare(model, scheme)
     set_quantized(student, False)
     wanted = in_batches(student, images, batch)
+    if scheme.residual_bits is not None:
+        set_units(student, student, images, batch)
     pieces = list(segments(student))
-    total = sum(len(piece.sites) for piece in pieces) + len(products(student))
+    total = sum(len(piece.sites) for piece in pieces) + len(between_layers(student))
     found: list[Sensitivity] = []
     split, stream = Split.of(len(images)), images
     for piece in pieces:
@@ -76,10 +82,7 @@ def sensitivities(
                 progress(len(found), total, row["layer"])
             made = in_batches(student, images, batch)
             layer.quantized = False
-            if isinstance(layer, QuantLinear):
-                weights, weight_bits, act_bits = layer.weight.numel(), layer.weight_bits, layer.act_bits
-            else:
-                weights, weight_bits, act_bits = 0, layer.right.bits, layer.left.bits
+            weights, weight_bits, act_bits = _size(layer)
             found.append(
                 Sensitivity(
                     layer=row["layer"],
@@ -99,8 +102,8 @@ def sensitivities(
 
 def _one_by_one(
     student: Network, piece: Segment, stream: Tensor, split: Split, seed: int, batch: int
-) -> Iterator[tuple[QuantLinear | QuantProduct, dict[str, Any]]]:
-    """Each layer and product of the piece, quantized, and its row; float again before the next is taken."""
+) -> Iterator[tuple[_Part, dict[str, Any]]]:
+    """Each layer, product and point of the piece, quantized, and its row; float again before the next is taken."""
     for site in piece.sites:
         layer: QuantLinear = student.get_submodule(site.name)
         rows = LayerRows(layer_inputs(student, piece, site.name, stream, batch), split)
@@ -108,3 +111,15 @@ def _one_by_one(
     for name, product in products(student, piece.name).items():
         fit, held = (arguments(student, piece, name, stream[part], batch) for part in (split.fit, split.held))
         yield product, quantize_product(product, name, fit, held, PLAIN, torch.Generator().manual_seed(seed))
+    for name, point in residuals(student, piece.name).items():
+        inputs = point_inputs(student, piece, name, stream, batch)
+        yield point, quantize_residual(point, name, inputs, split, PLAIN, torch.Generator().manual_seed(seed))
+
+
+def _size(part: _Part) -> tuple[int, int, int]:
+    """How many weights a part has, and the bits of weights and activations."""
+    if isinstance(part, QuantLinear):
+        return part.weight.numel(), part.weight_bits, part.act_bits
+    if isinstance(part, QuantProduct):
+        return 0, part.right.bits, part.left.bits
+    return 0, part.quant.bits, part.quant.bits

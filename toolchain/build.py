@@ -112,7 +112,8 @@ def _options(given: list[str] | None, targets: list[str]) -> TensorRtOptions:
 def main(
     model: ModelOption,
     bits: Annotated[
-        str, typer.Option("--bits", help="Scheme: w8a8, w4a8, w4a16+g64, w8a8+attn8, w8a8+int, ..., or auto:5.")
+        str,
+        typer.Option("--bits", help="Scheme: w8a8, w4a8, w4a16+g64, w8a8+attn8, w8a8+res8, w8a8+int, ..., or auto:5."),
     ],
     method: Annotated[
         str, typer.Option("--method", help="Where calibration images come from: " + ", ".join(methods()) + ".")

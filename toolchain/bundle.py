@@ -20,7 +20,7 @@ from calib.quant.attention import QuantProduct
 from calib.quant.families import sites
 from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import levels
-from calib.quant.surgery import pooled, products
+from calib.quant.surgery import pooled, products, residuals
 from runtime.bundle import entry_for
 from runtime.files import atomic_write_json
 from runtime.manifest import FileEntry, Layer, Manifest, Preprocess, Tap
@@ -53,8 +53,9 @@ class Origin:
 @torch.no_grad()
 def write_golden(model: CalibratedModel, original: nn.Module, images: Tensor, path: Path) -> None:
     """The reference vectors of up to 8 normalised images (B, 3, H, W): logits and the integers at every quantizer."""
-    chosen, layers, alone = images[:GOLDEN_IMAGES].contiguous(), model.layers(), pooled(model.module)
-    taps = {name: as_rows(value) if name in layers else value for name, value in model.taps(chosen).items()}
+    chosen, alone = images[:GOLDEN_IMAGES].contiguous(), pooled(model.module)
+    in_rows = model.layers().keys() | residuals(model.module).keys()
+    taps = {name: as_rows(value) if name in in_rows else value for name, value in model.taps(chosen).items()}
     tensors = {
         "images": chosen,
         "logits": model.logits(chosen),
@@ -66,7 +67,7 @@ def write_golden(model: CalibratedModel, original: nn.Module, images: Tensor, pa
 
 
 def as_rows(tap: Tensor) -> Tensor:
-    """A layer's tap as the graphs hold it, (B', T, K): a pooled token keeps its axis, Swin's two axes are one."""
+    """A layer's or point's tap as the graphs hold it, (B', T, K): a pooled token keeps its axis, Swin's two are one."""
     return tap.reshape(tap.shape[0], -1, tap.shape[-1])
 
 

@@ -11,9 +11,10 @@ epochs.
 
 Not as in the published code: the state kept is the best on *held-out synthetic images*, where the code keeps the epoch
 that does best on ImageNet's validation images; LSQ's gradient scale reaches every layer; no gradient outlives its
-step; the attention products are float, or with ``+attn8`` keep the steps they have; the patch embedding stays at 8
-bits and as it is; activation steps start from the range search, not from their mean size. Reconstruction: 20 epochs,
-where 10,000 images and 200 epochs are published, so that a CPU finishes in minutes.
+step; the attention products are float, or with ``+attn8`` keep the steps they have, as the residual stream does with
+``+res8``; the patch embedding stays at 8 bits and as it is; activation steps start from the range search, not from
+their mean size. Reconstruction: 20 epochs, where 10,000 images and 200 epochs are published, so that a CPU finishes in
+minutes.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from torchvision.transforms import v2
 from calib.align.config import DistillConfig
 from calib.align.inputs import Split, in_batches
 from calib.align.rounding import extreme_scale
-from calib.align.trainable import TrainableProduct, activation_levels, straight_round
+from calib.align.trainable import activation_levels, straight_round, trainable_between
 from calib.models import ModelSpec
 from calib.network import Network
 from calib.precision import has_fast_bf16
 from calib.quant.families import sites
 from calib.quant.linear import QuantLinear, per_weight
 from calib.quant.quantizer import levels
-from calib.quant.surgery import products
+from calib.quant.surgery import between_layers
 from calib.taps import AttentionTaps
 
 C2 = 0.03**2
@@ -152,8 +153,8 @@ def distill(
     best = before = float(softened_divergence(start, wanted, 1.0))
     row = {"step": "distill", "before": before, "agreement_before": _agreement(start, wanted)}
     parts = {site.name: LsqLinear(student.get_submodule(site.name)) for site in sites(student) if site.kind != "embed"}
-    fixed = products(student)
-    for name, module in {**parts, **{name: TrainableProduct(each) for name, each in fixed.items()}}.items():
+    fixed = between_layers(student)
+    for name, module in {**parts, **{name: trainable_between(each) for name, each in fixed.items()}}.items():
         student.set_submodule(name, module)
     kept: dict[str, dict[str, Tensor]] | None = None
     try:

@@ -93,6 +93,11 @@ def layer_inputs(student: Network, piece: Segment, name: str, stream: Tensor, ba
     return rows
 
 
+def point_inputs(student: Network, piece: Segment, name: str, stream: Tensor, batch: int) -> Tensor:
+    """Every row (T, C) float32 that reaches point ``name`` of the residual stream; else as :func:`layer_inputs`."""
+    return torch.cat([x.flatten(0, -2) for (x,) in arguments(student, piece, name, stream, batch)])
+
+
 def require_finite(values: Tensor, where: str) -> None:
     """Raises IntvitError when ``values`` (any shape), met at ``where``, holds NaN or an infinity."""
     if not torch.isfinite(values).all():

@@ -29,14 +29,21 @@ from torch import Tensor, nn
 
 from calib.align.config import ReconstructConfig
 from calib.align.inputs import Split
-from calib.align.trainable import Drop, TrainableLinear, TrainableNorm, TrainableProduct
+from calib.align.trainable import (
+    Drop,
+    TrainableLinear,
+    TrainableNorm,
+    TrainableProduct,
+    TrainableResidual,
+    trainable_between,
+)
 from calib.network import Network
 from calib.precision import has_fast_bf16
 from calib.quant.families import Segment, block_names, reads_class_token
 from calib.quant.linear import QuantLinear
-from calib.quant.surgery import products
+from calib.quant.surgery import between_layers
 
-Part = TrainableLinear | TrainableProduct | TrainableNorm
+Part = TrainableLinear | TrainableProduct | TrainableResidual | TrainableNorm
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,8 @@ def _batches(images: Tensor, size: int, generator: torch.Generator) -> Iterator[
 def _groups(parts: list[Part], config: ReconstructConfig) -> list[dict[str, Any]]:
     linears = [part for part in parts if isinstance(part, TrainableLinear)]
     norms = [part for part in parts if isinstance(part, TrainableNorm)]
-    steps = [part.log_step for part in linears if part.log_step is not None]
+    points = [part for part in parts if isinstance(part, TrainableResidual)]
+    steps = [part.log_step for part in (*linears, *points) if part.log_step is not None]
     pairs = [(part.log_left, part.log_right) for part in parts if isinstance(part, TrainableProduct)]
     steps += [step for pair in pairs for step in pair if step.requires_grad]
     groups = [
@@ -185,7 +193,8 @@ def _trainable(
     student: Network, piece: Segment, units: dict[str, float], config: ReconstructConfig, seed: int
 ) -> Iterator[list[Part]]:
     """Put trainable layers in the place of the block's own, and put the own ones back with what was learned."""
-    parts: dict[str, Part] = {name: TrainableProduct(each) for name, each in products(student, piece.name).items()}
+    between = between_layers(student, piece.name)
+    parts: dict[str, Part] = {name: trainable_between(each) for name, each in between.items()}
     for number, site in enumerate(piece.sites):
         drop = Drop(config.drop, torch.Generator().manual_seed(seed * 31 + number)) if config.drop else None
         layer: QuantLinear = student.get_submodule(site.name)
@@ -231,9 +240,8 @@ def _held_errors(job: Job, split: Split, batch: int) -> list[float]:
 
 
 def _snapshot(student: Network, piece: Segment) -> dict[str, dict[str, Tensor]]:
-    names = [name for site in piece.sites for name in (site.name, site.norm) if name] + list(
-        products(student, piece.name)
-    )
+    names = [name for site in piece.sites for name in (site.name, site.norm) if name]
+    names += between_layers(student, piece.name)
     return {name: {k: v.clone() for k, v in student.get_submodule(name).state_dict().items()} for name in names}
 
 

@@ -20,6 +20,7 @@ from calib.align.rounding import weight_limit
 from calib.quant.attention import QuantProduct
 from calib.quant.linear import QuantLinear, per_weight
 from calib.quant.quantizer import levels
+from calib.quant.residual import QuantResidual
 
 MARGIN = 0.45  # how far from its level, in steps, a weight may start: less than the half that would round it away
 
@@ -178,6 +179,36 @@ class TrainableProduct(nn.Module):
             self.product.left.set(float(self.log_left.exp()))
         self.product.right.set(float(self.log_right.exp()))
         return self.product
+
+
+class TrainableResidual(nn.Module):
+    """A quantized ``point`` of the residual stream whose step learns and which passes gradients through.
+
+    Attributes:
+        log_step: (), logarithm of the step.
+    """
+
+    def __init__(self, point: QuantResidual) -> None:
+        super().__init__()
+        self.point = point
+        self.log_step = nn.Parameter(point.quant.scale.log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C) float32."""
+        unit, quantizer = self.point.unit, self.point.quant
+        found = activation_levels(x.float() / unit, self.log_step, quantizer.zero_point.float(), quantizer.bits)
+        return found * self.log_step.exp() * unit
+
+    @torch.no_grad()
+    def commit(self) -> QuantResidual:
+        """Put the learned step into the plain point and return it."""
+        self.point.quant.set(float(self.log_step.exp()))
+        return self.point
+
+
+def trainable_between(module: QuantProduct | QuantResidual) -> TrainableProduct | TrainableResidual:
+    """The trainable form of what is quantized between the layers."""
+    return TrainableProduct(module) if isinstance(module, QuantProduct) else TrainableResidual(module)
 
 
 class TrainableNorm(nn.Module):

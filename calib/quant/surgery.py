@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from timm.layers import Mlp, PatchEmbed
@@ -18,9 +19,11 @@ from calib.quant.families import block_names, is_swin, reads_class_token, sites
 from calib.quant.integer_only import install, integer_parts
 from calib.quant.linear import QuantLinear, QuantPatchConv
 from calib.quant.quantizer import ActQuantizer
+from calib.quant.residual import AFTER, BEFORE, QuantResidual, install_residual, point
 from calib.scheme import GROUPS, Scheme
 
 EMBED_BITS = 8
+_Part = TypeVar("_Part", bound=nn.Module)
 
 
 def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None = None) -> Network:
@@ -28,7 +31,8 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
 
     Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
     moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph;
-    with ``+attn8`` it becomes QuantAttention; with ``+int`` everything between the layers has an integer form.
+    with ``+attn8`` it becomes QuantAttention; with ``+res8`` the residual stream has a quantizer at every point; with
+    ``+int`` everything between the layers has an integer form.
 
     Args:
         weight_bits: of single layers, by name, where they are not the scheme's.
@@ -54,6 +58,8 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
         _fold_block(block)
         if scheme.attn_bits is not None and not scheme.integer:
             block.attn = QuantAttention(block.attn, scheme.attn_bits)
+    if scheme.residual_bits is not None:
+        install_residual(student, scheme.residual_bits)
     if scheme.integer:
         install(student)
     return student
@@ -85,11 +91,29 @@ def products(model: Network, under: str = "") -> dict[str, QuantProduct]:
     Args:
         under: a module path, to have those below it alone.
     """
+    return _parts(model, QuantProduct, under)
+
+
+def residuals(model: Network, under: str = "") -> dict[str, QuantResidual]:
+    """The points of a prepared network's residual stream by module path, in execution order; none without ``+res8``.
+
+    Args:
+        under: see ``products``.
+    """
+    return _parts(model, QuantResidual, under)
+
+
+def _parts(model: Network, kind: type[_Part], under: str) -> dict[str, _Part]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, QuantProduct) and (not under or name.startswith(f"{under}."))
+        if isinstance(module, kind) and (not under or name.startswith(f"{under}."))
     }
+
+
+def between_layers(model: Network, under: str = "") -> dict[str, QuantProduct | QuantResidual]:
+    """Attention products and points of the residual stream: what has quantizers and is no layer; ``under`` as there."""
+    return {**products(model, under), **residuals(model, under)}
 
 
 def operands(name: str) -> tuple[str, str]:
@@ -100,33 +124,39 @@ def operands(name: str) -> tuple[str, str]:
 
 
 def quantizers(model: Network) -> dict[str, ActQuantizer]:
-    """Every activation quantizer of a prepared network, in execution order, by layer or operand name."""
+    """Every activation quantizer of a prepared network, in execution order, by layer, operand or point name."""
     found: dict[str, ActQuantizer] = {}
-    for name, layer in linears(model).items():
+    for site in sites(model):
+        layer: QuantLinear = model.get_submodule(site.name)
+        if (before := point(model, site, BEFORE)) is not None:
+            found[before[0]] = before[1].quant
         if layer.in_quant is not None:
-            found[name] = layer.in_quant
-        if name.endswith(".qkv"):
-            for path, product in products(model, name.removesuffix(".qkv")).items():
+            found[site.name] = layer.in_quant
+        if site.kind == "qkv":
+            for path, product in products(model, site.name.removesuffix(".qkv")).items():
                 found |= dict(zip(operands(path), (product.left, product.right), strict=True))
+        if (after := point(model, site, AFTER)) is not None:
+            found[after[0]] = after[1].quant
     return found
 
 
 def pooled(model: Network) -> frozenset[str]:
-    """The layers, attention products and operands that matter for the class token alone.
+    """The layers, attention products, operands and points of the stream that matter for the class token alone.
 
     Where a ViT's head reads the class token, everything after the keys and values of the last block needs that row
     only: (..., T, K) may be cut to its first row in T. Empty for Swin and for networks that average over tokens.
     """
     if not reads_class_token(model):
         return frozenset()
-    attn, mlp = (f"{block_names(model)[-1]}.{part}" for part in ("attn", "mlp"))
+    last = block_names(model)[-1]
+    attn, mlp = f"{last}.attn", f"{last}.mlp"
     parts = [f"{attn}.{part}" for part in ("proj", *OPERANDS, *(left for left, _ in OPERANDS.values()))]
-    return frozenset([*parts, f"{mlp}.fc1", f"{mlp}.fc2"])
+    return frozenset([*parts, f"{mlp}.fc1", f"{mlp}.fc2", *(f"{last}.{which}" for which in AFTER.values())])
 
 
 def set_quantized(model: Network, on: bool) -> None:
-    """Switch every layer, attention product and integer module to its integer (True) or float (False) form."""
-    for part in (*linears(model).values(), *products(model).values(), *integer_parts(model)):
+    """Switch every layer, attention product, point and integer module to its integer (True) or float (False) form."""
+    for part in (*linears(model).values(), *between_layers(model).values(), *integer_parts(model)):
         part.quantized = on
 
 

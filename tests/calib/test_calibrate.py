@@ -20,7 +20,8 @@ from calib.errors import IntvitError
 from calib.models import LoadedModel
 from calib.quant.families import segments
 from calib.quant.quantizer import levels
-from calib.quant.surgery import prepare, products
+from calib.quant.surgery import prepare, products, residuals
+from calib.recipes import PUBLISHED, recipe
 from calib.scheme import parse
 from tests.calib.networks import (
     SWIN_SIDE,
@@ -106,6 +107,38 @@ def test_attention_products_are_quantized_after_qkv_and_before_proj(digits: Load
         assert product.quantized and int(product.left.zero_point) == int(product.right.zero_point) == 0
         assert row["error"] < 2e-3
     assert sqnr_db(digits.module(noise), made.logits(noise)) > 25
+
+
+@pytest.mark.parametrize("method", ["best", *PUBLISHED])
+def test_every_recipe_takes_the_points_of_the_stream_in_execution_order(method: str) -> None:
+    """Also those that learn: the network is calibrated as usual, and each point on what the integers before it make."""
+    model, images = tiny_vit(), pictures(16, VIT_SIDE)
+    config = recipe(method, "default").align
+    learning = config.reconstruct and replace(config.reconstruct, iterations=2, batch=4)
+    teaching = config.distill and replace(config.distill, epochs=1, frozen_epochs=0)
+    short = replace(config, reconstruct=learning, distill=teaching)
+    made = calibrate(model, spec_of(model, VIT_SIDE), parse("w8a8+res8"), images, short)
+    sound(made)
+    rounded = [row["layer"] for row in made.report if row["step"] == "quantize"]
+    assert rounded == list(made.quantizers())
+    for name, point in residuals(made.module).items():
+        (row,) = [row for row in made.report if row.get("layer") == name]
+        assert point.quantized and 0 < row["error"] < 2e-3 and int(point.quant.zero_point) == 0
+        assert learning or row["scale"] == float(point.quant.scale)
+    assert sqnr_db(model(images), made.logits(images)) > 20
+
+
+@pytest.mark.parametrize(("make", "side"), [(tiny_vit, VIT_SIDE), (tiny_swin, SWIN_SIDE)])
+def test_units_keep_a_massive_channel_from_taking_the_levels_of_the_others(
+    make: Any, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained ViTs have such channels; one step for all of them is chance on ViT-Ti (docs/decisions/0030)."""
+    model = make()
+    begins = model.patch_embed.norm if make is tiny_swin else model.patch_embed.proj
+    begins.bias[3] += 50
+    with_units = quality(model, side, quick(model, side, "w8a8+res8"))
+    monkeypatch.setattr("calib.calibrate.set_units", lambda *_: None)
+    assert with_units > quality(model, side, quick(model, side, "w8a8+res8")) + 5
 
 
 def test_the_report_has_a_row_for_every_step(calibrated: CalibratedModel) -> None:

@@ -17,7 +17,7 @@ from calib.calibrated import CONFIG, WEIGHTS, CalibratedModel
 from calib.models import LoadedModel, ModelSpec
 from calib.quant.linear import patches
 from calib.quant.quantizer import quantize
-from calib.quant.surgery import operands, products, set_quantized
+from calib.quant.surgery import operands, products, residuals, set_quantized
 from calib.scheme import parse
 from tests.calib.networks import SWIN_SIDE, pictures, spec_of, tiny_swin
 
@@ -58,7 +58,7 @@ def test_factors_after_gelu_are_kept_where_they_are_and_only_there(calibrated: C
     assert not same(calibrated, found, pictures(2, 32))
 
 
-@pytest.mark.parametrize("scheme", ["w4a16", "w3a16+g32", "w3a4", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w4a16", "w3a16+g32", "w3a4", "w4a8+attn8", "w4a8+attn8+res8"])
 def test_other_schemes(digits: LoadedModel, noise: Tensor, tmp_path: Path, scheme: str) -> None:
     made = calibrate(digits.module, digits.spec, parse(scheme), noise, CalibrateConfig(LayerConfig(rows=64)))
     found = round_trip(made, tmp_path)
@@ -68,7 +68,7 @@ def test_other_schemes(digits: LoadedModel, noise: Tensor, tmp_path: Path, schem
         assert made.taps(pictures(2, 32)) == {}
 
 
-@pytest.mark.parametrize("scheme", ["w4a8", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a8+attn8", "w4a8+res8"])
 def test_swin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     model = tiny_swin()
     made = calibrate(
@@ -127,6 +127,23 @@ def test_taps_of_attention_products_are_their_operands_integers(digits: LoadedMo
             assert taps[operand].dtype == torch.int8 and taps[operand].shape == x.shape
             assert torch.equal(taps[operand].float(), quantize(x, quantizer.scale, 0, 8)), operand
             assert int(taps[operand].amax()) > 100 and not quantizer._forward_hooks
+
+
+def test_taps_of_the_residual_stream_are_its_integers(digits: LoadedModel, noise: Tensor) -> None:
+    made = calibrate(digits.module, digits.spec, parse("w8a8+res8"), noise, CalibrateConfig(LayerConfig(rows=64)))
+    inputs: dict[str, Tensor] = {}
+    hooks = [
+        point.register_forward_pre_hook(lambda m, args, name=name: inputs.__setitem__(name, args[0]))
+        for name, point in residuals(made.module).items()
+    ]
+    taps = made.taps(pictures(2, 32))
+    for hook in hooks:
+        hook.remove()
+    assert list(taps) == list(made.quantizers()) and len(inputs) == 2 * 3 + 1
+    for name, point in residuals(made.module).items():
+        assert taps[name].dtype == torch.int8 and taps[name].shape == inputs[name].shape
+        assert torch.equal(taps[name].float(), quantize(inputs[name] / point.unit, point.quant.scale, 0, 8)), name
+        assert int(taps[name].amax()) > 50 and not point.quant._forward_hooks
 
 
 def test_reading_taps_and_logits_switches_the_integers_on(calibrated: CalibratedModel) -> None:

@@ -82,7 +82,7 @@ def test_stopped_and_started_again(tmp_path: Path, stop: int, monkeypatch: pytes
     assert numbers(again) == numbers(whole) and again.report == whole.report
 
 
-@pytest.mark.parametrize("scheme", ["w4a8+attn8", "w4a8+int"])
+@pytest.mark.parametrize("scheme", ["w4a8+attn8", "w4a8+res8", "w4a8+int"])
 def test_attention_products_and_integers_go_on_from_their_steps(tmp_path: Path, scheme: str) -> None:
     whole = run(None, scheme=scheme)
     with pytest.raises(Stopped):

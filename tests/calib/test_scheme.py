@@ -17,6 +17,7 @@ SCHEMES = st.builds(
     st.sampled_from([None, 8]),
     st.sampled_from([None, *GROUPS]),
     st.booleans(),
+    residual_bits=st.sampled_from([None, 8]),
 )
 
 
@@ -45,6 +46,7 @@ def test_common_schemes_print_as_written(text: str) -> None:
 def test_widths_mean_what_they_say() -> None:
     scheme = parse("w4a16+attn8+g64+int")
     assert scheme == Scheme(4, 16, 8, 64, True)
+    assert parse("w4a8+res8+attn8") == parse("w4a8+attn8+res8") == Scheme(4, 8, 8, residual_bits=8)
     assert scheme.float_activations
     assert not parse("w4a8").float_activations
 
@@ -62,7 +64,8 @@ def test_widths_mean_what_they_say() -> None:
         ("4-bit", "a scheme is", "near matches: w4a8, "),
         ("w8", "a scheme is", "near matches: w8a8, "),
         ("", "a scheme is", "w8a8"),
-        ("w8a8+attn4", "unknown option +attn4; known: +attn8, +int, +g16, +g32, +g64, +g128", "w8a8+attn8"),
+        ("w8a8+attn4", "unknown option +attn4; known: +attn8, +res8, +int, +g16, +g32, +g64, +g128", "w8a8+attn8"),
+        ("w8a8+res16", "unknown option +res16; known: ", "w8a8+res8"),
         ("w8a8+g65", "unknown option +g65", "w8a8"),
         ("w8a8+", "unknown option +", "w8a8"),
         ("w-8a8", "a scheme is", "w8a8"),
@@ -92,7 +95,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     [
         *("w8a8", "w4a8", "w4a4", "w3a8", "w2a2", "w4a16", "w8a8+attn8", "w4a16+attn8", "w8a8+int", "w4a8+int"),
         *(f"w{bits}a16+g{group}" for bits, group in zip((2, 3, 4, 8), GROUPS, strict=True)),
-        "w4a16+attn8+g64",
+        *("w4a16+attn8+g64", "w8a8+res8", "w4a4+attn8+res8", "w4a16+res8+g64"),
     ],
 )
 def test_these_schemes_can_be_built(text: str) -> None:
@@ -107,6 +110,7 @@ def test_these_schemes_can_be_built(text: str) -> None:
         ("w4a16+int", "+int", "w4a8+int"),
         ("w4a16+g64+int", "+int", "w4a8+int"),
         ("w4a4+attn8+g32", "+g32", "w4a4+attn8: one scale for each output channel; or w4a16+attn8+g32"),
+        ("w8a8+res8+int", "+res8", "w8a8+int; or w8a8+attn8+res8: 8 bits a point, with float between them"),
     ],
 )
 def test_what_no_target_runs_is_refused_with_an_alternative(text: str, named: str, instead: str) -> None:

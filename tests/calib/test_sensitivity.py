@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from calib.quant.surgery import linears, prepare
+from calib.quant.surgery import linears, prepare, residuals
 from calib.scheme import parse
 from calib.sensitivity import sensitivities
 from tests.calib.networks import SWIN_SIDE, VIT_SIDE, pictures, tiny_swin, tiny_vit
@@ -33,6 +33,18 @@ def test_attention_products_are_ranked_too_where_the_scheme_has_them() -> None:
     plain, found = (sensitivities(tiny_vit(), parse(scheme), images) for scheme in ("w8a8", "w8a8+attn8"))
     rows = {each.layer: each for each in found if each.layer.endswith((".qk", ".pv"))}
     assert set(rows) == {f"blocks.{i}.attn.{part}" for i in range(2) for part in ("qk", "pv")}
+    assert all((each.weights, each.weight_bits, each.act_bits) == (0, 8, 8) for each in rows.values())
+    assert all(each.divergence > 0 and 20 < each.sqnr_db < 80 for each in rows.values())
+    layers = {each.layer: each.divergence for each in found if each.layer not in rows}
+    assert layers == pytest.approx({each.layer: each.divergence for each in plain}, rel=1e-2, abs=1e-7)
+
+
+@pytest.mark.parametrize(("make", "side"), [(tiny_vit, VIT_SIDE), (tiny_swin, SWIN_SIDE)])
+def test_points_of_the_residual_stream_are_ranked_too_where_the_scheme_has_them(make: Any, side: int) -> None:
+    images = pictures(16, side)
+    plain, found = (sensitivities(make(), parse(scheme), images) for scheme in ("w8a8", "w8a8+res8"))
+    rows = {each.layer: each for each in found if ".residual_" in each.layer}
+    assert set(rows) == set(residuals(prepare(make(), parse("w8a8+res8"))))
     assert all((each.weights, each.weight_bits, each.act_bits) == (0, 8, 8) for each in rows.values())
     assert all(each.divergence > 0 and 20 < each.sqnr_db < 80 for each in rows.values())
     layers = {each.layer: each.divergence for each in found if each.layer not in rows}

@@ -14,6 +14,7 @@ from torch import nn
 
 from calib.calibrated import CalibratedModel
 from calib.models import ModelSpec
+from calib.quant.families import block_names
 from runtime.bundle import Bundle
 from runtime.find import find
 from runtime.ladder import climb
@@ -24,6 +25,7 @@ from tests.toolchain.nets import (
     alter_graph,
     calibrated,
     digits,
+    massive,
     noise,
     run,
     spec_of,
@@ -37,7 +39,7 @@ from toolchain.graph import canonical_graph
 from toolchain.passes.match import set_constant
 from toolchain.targets import ort
 
-SCHEMES = ("w8a8", "w4a8", "w4a4", "w3a8", "w8a8+attn8", "w4a8+attn8")
+SCHEMES = ("w8a8", "w4a8", "w4a4", "w3a8", "w8a8+attn8", "w4a8+attn8", "w8a8+res8", "w4a8+attn8+res8")
 
 
 def tiny_vit() -> tuple[nn.Module, ModelSpec]:
@@ -99,6 +101,21 @@ def test_the_engine_computes_what_was_calibrated(
     assert 0 < result.quantization_sqnr_db < 60  # the network is quantized, and it still computes something like itself
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("network", [vit, swin])
+def test_the_units_of_the_stream_move_no_rounding(
+    network: Callable[[], nn.Module], backend: str, tmp_path: Path
+) -> None:
+    """Graphs carry a stream in the units of its channels, fake-quant does not: behind proj, whose input has no shift,
+    the same integers to the last one."""
+    module = massive(network())
+    bundle = Bundle.open(write_bundle(module, spec_of(module), "w8a8+attn8+res8", tmp_path / "bundle"))
+    result = check(bundle, backend=backend, threads=1)
+    assert result.ok and result.quantization_sqnr_db > 15, result.failures
+    behind_proj = [tap for tap in result.taps if tap.name.endswith("residual_attn")]
+    assert len(behind_proj) == len(block_names(module)) and all(tap.max_lsb == 0 for tap in behind_proj)
+
+
 @pytest.mark.parametrize("scheme", ["w4a8", "w4a4", "w3a8", "w4a8+attn8"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_int4_in_the_file_is_the_same_numbers_as_int8_in_the_file(
@@ -134,10 +151,11 @@ def test_the_ladder_parts_nowhere(made: Callable[[str, str], Made], network: str
         assert find(bundle, rung(upper), rung(lower), threads=1).first is None
 
 
-@pytest.mark.parametrize("scheme", ["w4a4", "w8a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w4a4", "w8a8+attn8", "w8a8+res8"])
 def test_the_ladder_to_openvino_moves_one_operation(made: Callable[[str, str], Made], scheme: str) -> None:
     """Its dialect divides by fc2's step before the shift and not behind it; every other tap, and the logits, are the
-    canonical graph's bits, the input of proj too, which is quantized before it is transposed."""
+    canonical graph's bits, the input of proj too, which is quantized before it is transposed. With ``+res8`` LayerNorms
+    read the stream's levels rather than its values, and those who read them are another operation's too."""
     pytest.importorskip("openvino", reason=NO_OPENVINO)
     bundle = Bundle.open(made("vit_digits", scheme).folder)
     result = climb(bundle, backend="openvino", threads=1)
@@ -145,7 +163,11 @@ def test_the_ladder_to_openvino_moves_one_operation(made: Callable[[str, str], M
     dialect = next(step for step in result.steps if step.rung == "dialect")
     shifted = {tap.name for tap in bundle.manifest.taps if tap.zero_point != 0}
     free = {tap.name for tap in dialect.taps if not tap.must_be_exact}
-    assert free and free <= shifted and all(name.endswith("mlp.fc2") for name in free)
+    behind_norms = ("attn.qkv", "mlp.fc1", "head") if scheme.endswith("+res8") else ()
+    elsewhere = {name for name in free if not name.endswith(behind_norms)}
+    assert elsewhere and elsewhere <= shifted
+    assert free - elsewhere == {tap.name for tap in dialect.taps if tap.name.endswith(behind_norms)}
+    assert all(name.endswith("mlp.fc2") for name in shifted)
     assert all(tap.exact for tap in dialect.taps if tap.must_be_exact)
     assert any(tap.name.endswith("attn.proj") and tap.must_be_exact for tap in dialect.taps)
     assert dialect.logits_exact
@@ -183,6 +205,12 @@ def change_the_step_of_the_keys(model: ir.Model) -> None:
     set_constant(value, value.const_value.numpy() * np.float32(1.01))
 
 
+def change_the_step_of_the_stream(model: ir.Model) -> None:
+    value = model.graph.initializers["blocks.1.residual_attn.input_scale"]
+    assert value.const_value is not None
+    set_constant(value, value.const_value.numpy() * np.float32(1.01))
+
+
 def forget_the_largest_of_the_row(model: ir.Model) -> None:
     """The softmax is quantized as it is, not divided by its row's largest value."""
     node = next(node for node in model.graph if node.name == "blocks.2.attn.pv/Div")
@@ -199,6 +227,7 @@ def forget_the_largest_of_the_row(model: ir.Model) -> None:
         ("w8a8", change_one_weight),
         ("w8a8+attn8", change_the_step_of_the_keys),
         ("w8a8+attn8", forget_the_largest_of_the_row),
+        ("w8a8+res8", change_the_step_of_the_stream),
     ],
 )
 def test_a_fault_in_the_graph_is_seen(

@@ -133,6 +133,17 @@ def test_four_integer_products_in_every_block(build: Any, tmp_path: Path) -> Non
         )
 
 
+def test_an_8_bit_residual_stream_is_not_chance(vit_tiny_checkpoint: Path, photographs: Path, tmp_path: Path) -> None:
+    """One step a point without units for the channels is: 0.1 % (docs/decisions/0030-residual-stream.md)."""
+    out = tmp_path / "bundle"
+    arguments = ["--model", "vit_t", "--checkpoint", str(vit_tiny_checkpoint), "--bits", "w8a8+res8"]
+    arguments += ["--method", "procedural", "--images", "32", "--budget", "fast", "--eval", str(photographs)]
+    arguments += ["--target", "ort,openvino", "--cache", str(tmp_path / "cache"), "--out", str(out)]
+    verb("toolchain.build", *arguments)
+    assert json.loads((out / "manifest.json").read_text())["reported"]["engine_top1"] >= 82
+    assert "parity ok" in verb("runtime.parity", str(out))
+
+
 def test_four_bit_weights_take_half_the_room(build: Any, tmp_path: Path) -> None:
     sizes = {}
     for scheme in ("w8a8", "w4a8"):

@@ -70,6 +70,15 @@ def livened(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+@torch.no_grad()
+def massive(module: nn.Module) -> nn.Module:
+    """``module`` with a channel in every stream that is far larger than the others, as in trained ViTs."""
+    for name, layer in module.named_modules():
+        if name.endswith("blocks.0.mlp.fc2"):
+            layer.weight[3] *= 60  # type: ignore[index,operator]
+    return module
+
+
 def spec_of(module: Any, name: str = "tiny") -> ModelSpec:
     """The spec of a network that timm's registry does not know."""
     size = getattr(module.patch_embed, "img_size", None)

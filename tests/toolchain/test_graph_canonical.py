@@ -19,13 +19,13 @@ from torch import nn
 from calib.calibrated import CalibratedModel
 from calib.quant.families import block_names
 from calib.quant.linear import QuantLinear
-from calib.quant.surgery import products
-from tests.toolchain.nets import calibrated, digits, noise, run, serialized, spec_of, swin, vit
+from calib.quant.surgery import products, residuals
+from tests.toolchain.nets import calibrated, digits, massive, noise, run, serialized, spec_of, swin, vit
 from toolchain.graph import canonical_graph
 from toolchain.graph.builder import Builder
 from toolchain.graph.layers import linear, reshape
 
-SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a4", "w5a8", "w4a16", "w4a16+g32", "w5a16+g16", "w8a8+attn8")
+SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a4", "w5a8", "w4a16", "w4a16+g32", "w5a16+g16", "w8a8+attn8", "w8a8+res8")
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: vit(global_pool="avg", reg_tokens=1),
     "swin": swin,
@@ -56,6 +56,18 @@ def nibbles(tensor: onnx.TensorProto) -> np.ndarray:
     return signed[: int(np.prod(tensor.dims))].reshape(tensor.dims)
 
 
+def unit_of(model: CalibratedModel, layer: str) -> np.ndarray | int:
+    """The powers of two that what a layer adds to the stream is in."""
+    points = residuals(model.module)
+    block = layer.rsplit(".", 2)[0]
+    if layer == "patch_embed.proj" and "blocks.0.residual_in" in points:  # Swin has a LayerNorm between
+        return points["blocks.0.residual_in"].unit.numpy()
+    if layer.endswith("downsample.reduction") and points:
+        return points[layer.replace("downsample.reduction", "blocks.0.residual_in")].unit.numpy()
+    point = points.get(f"{block}.residual_attn")
+    return point.unit.numpy() if point is not None and layer.endswith((".proj", ".fc2")) else 1
+
+
 def check_promises(model: CalibratedModel) -> None:
     proto = ir.serde.serialize_model(canonical_graph(model))
     onnx.checker.check_model(proto, full_check=True)
@@ -83,7 +95,11 @@ def check_promises(model: CalibratedModel) -> None:
 
     layers, quantized = model.layers(), list(model.quantizers())
     assert [node.output[0] for node in nodes(graph, "QuantizeLinear")] == [f"{name}.input_q" for name in quantized]
-    assert len(nodes(graph, "DequantizeLinear")) == len(quantized) + len(layers)
+    # where the last block's addition reads the class token alone, its levels are cut out and dequantized once more
+    cut = bool(residuals(model.module)) and getattr(model.module, "global_pool", "") == "token"
+    assert len(nodes(graph, "DequantizeLinear")) == len(quantized) + len(layers) + cut
+    read = {name for node in graph.node for name in node.input} | {graph.output[0].name}
+    assert all(read.intersection(node.output) for node in graph.node)
     for name, layer in layers.items():
         rows, columns = layer.out_features, layer.in_features
         bias, weight, scale = (held[f"{name}.{part}"] for part in ("bias", "weight_q", "weight_scale"))
@@ -91,7 +107,8 @@ def check_promises(model: CalibratedModel) -> None:
         assert bias.data_type == TensorProto.FLOAT
         assert list(weight.dims) == [columns, rows]
         assert list(scale.dims) == ([rows] if layer.group is None else [columns // layer.group, rows])
-        assert (layer.weight_scale.numpy() == onnx.numpy_helper.to_array(scale).T).all()
+        unit = unit_of(model, name)
+        assert (layer.weight_scale.numpy() / unit == onnx.numpy_helper.to_array(scale).T).all()
         assert (onnx.numpy_helper.to_array(scale) > 0).all()
         wanted = layer.weight_q.numpy().T
         if layer.weight_bits <= 4:
@@ -115,7 +132,7 @@ def test_promises_on_vit_digits(models: Callable[[str], CalibratedModel], scheme
     check_promises(models(scheme))
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a16+g16", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a16+g16", "w4a8+attn8", "w4a8+res8"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_promises_on_other_networks(network: str, scheme: str) -> None:
     module = NETWORKS[network]()
@@ -186,6 +203,29 @@ def test_the_graph_computes_what_the_calibrated_model_computes(
     assert made.shape == wanted.shape
     # a rounding that falls the other way somewhere inside moves the logits by far less than quantization itself
     assert np.abs(made - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("network", [vit, swin])
+def test_the_stream_is_quantized_right_behind_its_additions_and_read_in_units(network: Callable[[], nn.Module]) -> None:
+    """Between Add and QuantizeLinear there is nothing; every LayerNorm multiplies the channels by their units first."""
+    module = massive(network())
+    model = calibrated(module, spec_of(module), "w8a8+res8")
+    graph = canonical_graph(model).graph
+    made = {value.name: node for node in graph for value in node.outputs}
+    points = residuals(model.module)
+    for name, point in points.items():
+        assert float(point.unit[3]) >= 8
+        quantize = made[f"{name}.input_q"]
+        source = quantize.inputs[0].producer()
+        begins = ("Add", "LayerNormalization") if name.endswith("_in") else ("Add",)
+        assert source.op_type in begins and [use.node for use in source.outputs[0].uses()] == [quantize]
+    for node in graph:
+        if node.op_type == "LayerNormalization" and node.name != "patch_embed.norm/LayerNormalization":
+            mul = node.inputs[0].producer()
+            assert (mul.op_type, mul.inputs[0].producer().op_type) == ("Mul", "DequantizeLinear")
+            unit = mul.inputs[1].const_value.numpy()
+            assert (np.log2(unit) % 1 == 0).all() and unit[3] >= 8
+            assert "downsample" not in node.name or (unit.reshape(4, -1) == unit[: len(unit) // 4]).all()
 
 
 @settings(max_examples=25, deadline=None)

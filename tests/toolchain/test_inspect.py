@@ -90,6 +90,17 @@ def test_attention_products_are_rows_where_they_are_integers(
     assert fused == BLOCKS or plain["operators"]["MatMul"] == 2 * BLOCKS
 
 
+def test_an_integer_stream_leaves_layers_and_fusions_as_they_were(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
+    """Its points are no layers: quantizers between additions and norms, two a block and one where it begins."""
+    found, plain = (read(digits_bundle(scheme), tmp_path) for scheme in ("w8a8+res8", "w8a8"))
+    assert found["layers"] == plain["layers"] and found["warnings"] == []
+    points = 2 * BLOCKS + 1
+    assert found["operators"]["QuantizeLinear"] == plain["operators"]["QuantizeLinear"] + points
+    assert found["float_operators"]["DequantizeLinear"] >= points
+    for kernel in (*KERNELS, "Attention", "LayerNormalization"):
+        assert found["operators"].get(kernel, 0) == plain["operators"].get(kernel, 0), kernel
+
+
 def test_macs_are_those_of_the_network(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
     macs = {row["name"]: row["macs"] for row in read(digits_bundle("w8a8"), tmp_path)["layers"]}
     patches, tokens, width = 64, 65, 96

@@ -37,6 +37,7 @@ ON_TENSORRT = {
     "w4a16": set[str](),
     "w8a16+g16": set[str](),
     "w8a8+attn8": {"int8-attention"},
+    "w8a8+res8": set(),
 }
 
 

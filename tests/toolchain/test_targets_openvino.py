@@ -127,7 +127,7 @@ def products(nodes: list[ExecutedNode]) -> list[ExecutedNode]:
 
 
 @pytest.mark.parametrize(("make", "layers"), [(vit, 2 * 4 + 2), (swin, 4 * 4 + 3)])
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a8", "w8a8+res8"])
 def test_every_linear_is_an_integer_product(make: Callable[[], nn.Module], layers: int, scheme: str) -> None:
     pytest.importorskip("openvino", reason=NO_OPENVINO)
     module = make()

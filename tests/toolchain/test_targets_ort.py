@@ -135,7 +135,7 @@ def test_every_linear_of_vit_digits_is_an_integer_kernel(digits_bundle: Callable
     assert "Cast" not in found  # folded at load
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a8", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a4", "w3a8", "w4a8+attn8", "w4a8+res8"])
 def test_every_linear_of_a_tiny_swin_is_an_integer_kernel(scheme: str) -> None:
     module = swin()
     dialect = ort.lower(canonical_graph(calibrated(module, spec_of(module), scheme)))
@@ -147,7 +147,7 @@ def test_every_linear_of_a_tiny_swin_is_an_integer_kernel(scheme: str) -> None:
     assert not found.fallbacks
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16", "w4a16+g16", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4", "w4a16", "w4a16+g16", "w4a8+attn8", "w8a8+res8"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_canonical_and_dialect_give_the_same_logits(scheme: str, batch: int) -> None:
     module = vit(global_pool="avg", reg_tokens=1)

@@ -30,7 +30,7 @@ from toolchain.rules import findings
 from toolchain.targets import ort, tensorrt
 from toolchain.targets.choices import TensorRtOptions
 
-SCHEMES = ["w8a8", "w4a8", "w4a16", "w4a4", "w3a8", "w8a8+attn8"]
+SCHEMES = ["w8a8", "w4a8", "w4a16", "w4a4", "w3a8", "w8a8+attn8", "w8a8+res8"]
 WIDE: dict[str, Any] = {"embed_dim": 128, "depth": 1}
 HALF, BRAIN, FULL = TensorRtOptions("fp16"), TensorRtOptions("bf16"), TensorRtOptions("fp32")
 KERNELS = TensorRtOptions(kernels="on")
@@ -75,7 +75,7 @@ def test_in_float32_dialect_and_canonical_give_the_same_bits(network: str, schem
     assert (run(tensorrt.lower(canonical, FULL), images(network), optimize=False) == wanted).all()
 
 
-@pytest.mark.parametrize(("scheme", "least"), [("w8a8", 30), ("w4a16", 50), ("w8a8+attn8", 28)])
+@pytest.mark.parametrize(("scheme", "least"), [("w8a8", 30), ("w4a16", 50), ("w8a8+attn8", 28), ("w8a8+res8", 28)])
 @pytest.mark.parametrize("network", TINY)
 def test_fp16_is_near_the_canonical_graph(network: str, scheme: str, least: float) -> None:
     """A free run: roundings that flip spread (docs/parity.md); without quantizers FP16 alone is 50 dB and more."""
@@ -98,7 +98,7 @@ def assert_few_flips(bundle: Bundle, rung: Rung) -> dict[str, float]:
     return off
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a8+attn8", "w8a8+res8"])
 def test_fp16_flips_few_roundings_and_none_by_two(digits_bundle: Callable[[str], Path], scheme: str) -> None:
     """Every segment between two quantizers, fed the golden integers: what docs/tensorrt.md says of parity."""
     bundle = Bundle.open(digits_bundle(scheme))
@@ -125,7 +125,8 @@ def test_on_our_kernels_every_linear_layer_is_one_node(network: str, scheme: str
         assert node.attributes["bits"].as_int() == (4 if four else 8)
         assert node.inputs[1].name == stored[node.name].name
         fc1 = node.name.endswith("mlp.fc1/MatMul")
-        assert node.op_type == ("linear_i8" if fc1 else "linear_f16")
+        begins = scheme == "w8a8+res8" and node.name.endswith("downsample.reduction/MatMul")  # a stream in integers
+        assert node.op_type == ("linear_i8" if fc1 or begins else "linear_f16")
         if fc1:
             assert (node.attributes["gelu"].as_int(), node.attributes["affine"].as_int()) == (1, 1)
             (use,) = node.outputs[0].uses()
@@ -225,7 +226,9 @@ def test_the_fp8_sibling_is_as_near_to_float_as_fp8_can_be(network: str, scheme:
     assert sqnr_db(floating, run(made, images(network), optimize=False)) > min(integer - 10, 15)
 
 
-@pytest.mark.parametrize(("scheme", "why"), [("w4a4", "fewer than 8 bits"), ("w4a16", "no quantizers")])
+@pytest.mark.parametrize(
+    ("scheme", "why"), [("w4a4", "fewer than 8 bits"), ("w4a16", "no quantizers"), ("w8a8+res8", "slices no FP8")]
+)
 def test_schemes_without_an_fp8_form_are_refused(scheme: str, why: str) -> None:
     with pytest.raises(IntvitError, match="no FP8 form") as caught:
         tensorrt.lower(tiny_canonical("vit", scheme), TensorRtOptions("fp16", "fp8"))
@@ -251,7 +254,7 @@ def test_a_network_beyond_fp16_is_refused_with_the_way_out() -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"residual-q": "1"}, "no calibrated range"),
+        ({"residual-q": "1"}, "the residual stream in 8 bits is part of the scheme: --bits w8a8+res8"),
         ({"attn8": "1"}, "--bits w8a8+attn8"),
         ({"speed": "max"}, "not one of its options"),
         ({"precision": "int8"}, ""),
@@ -269,7 +272,7 @@ def test_other_options_are_refused(given: dict[str, str], why: str) -> None:
     ("options", "said"),
     [
         (["--option", "precision=bf16"], ["no chosen target has an option 'precision'", "--target tensorrt"]),
-        (["--target", "tensorrt", "--option", "residual-q=1"], ["no option 'residual-q'", "no calibrated range"]),
+        (["--target", "tensorrt", "--option", "residual-q=1"], ["no option 'residual-q'", "--bits w8a8+res8"]),
         (["--target", "tensorrt", "--option", "precision=int8"], ["unknown precision 'int8'", "fp16|bf16|fp32"]),
         (["--target", "tensorrt", "--option", "bf16"], ["not an option: 'bf16'"]),
     ],

@@ -42,7 +42,7 @@ def test_float_twins_are_built(network: str) -> None:
     assert refusal(float_graph(module, spec_of(module))) == ""
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8+attn8", "w8a8+res8"])
 def test_a_trained_network_is_built(scheme: str) -> None:
     module, spec = digits()
     assert refusal(canonical_graph(calibrated(module, spec, scheme))) == ""

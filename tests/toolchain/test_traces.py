@@ -50,7 +50,9 @@ def test_windows_are_put_back_where_they_were() -> None:
     np.testing.assert_array_equal(received(rows, module, layout, 3)[0].numpy(), np.arange(96.0).reshape(8, 12))
 
 
-@pytest.mark.parametrize(("net", "scheme"), [(vit, "w8a8"), (vit, "w4a8+attn8"), (swin, "w8a8")])
+@pytest.mark.parametrize(
+    ("net", "scheme"), [(vit, "w8a8"), (vit, "w4a8+attn8"), (vit, "w8a8+res8"), (swin, "w8a8+res8"), (swin, "w8a8")]
+)
 def test_noise_gathers_and_is_less_with_more_bits(net: object, scheme: str) -> None:
     module = net()  # type: ignore[operator]
     spec = spec_of(module)

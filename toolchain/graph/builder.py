@@ -75,6 +75,12 @@ class Builder:
         self._nodes.append(ir.Node("", op_type, list(inputs), attrs, outputs=values, name=name))
         return values[0] if outputs == 1 else tuple(values)
 
+    def drop(self, node: ir.Node) -> None:
+        """Take back a node that nobody reads."""
+        self._nodes.remove(node)
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+
     def finish(self, output: ir.Value, output_name: str, width: int) -> ir.Model:
         """Close the graph with ``output`` renamed, shape (batch, width)."""
         output.name = output_name

@@ -17,7 +17,20 @@ from calib.quant.surgery import prepare
 from calib.scheme import Scheme
 from toolchain.graph import integer
 from toolchain.graph.builder import Builder
-from toolchain.graph.layers import array, attention, first, layer_norm, linear, mlp, patch_embed, reshape, transpose
+from toolchain.graph.layers import (
+    array,
+    attention,
+    first,
+    layer_norm,
+    linear,
+    mlp,
+    moved,
+    patch_embed,
+    reshape,
+    residual,
+    stream_unit,
+    transpose,
+)
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -36,17 +49,19 @@ def float_graph(model: Network, spec: ModelSpec) -> ir.Model:
 def _emit(model: Network, spec: ModelSpec, quantized: bool) -> ir.Model:
     name = spec.tag + ("" if quantized else ".float32")
     b = Builder(name, INPUT, spec.input_size)
-    x = patch_embed(b, "patch_embed.proj", model.patch_embed.proj, b.input, spec.input_size, quantized)
-    if is_swin(model):
-        pooled, head_name, head = _swin(b, model, x, quantized)
-    else:
-        pooled, head_name, head = _vit(b, model, x, quantized)
+    unit = stream_unit(model.layers[0].blocks[0] if is_swin(model) else model.blocks[0])
+    norm = model.patch_embed.norm if is_swin(model) else model.norm_pre
+    embed, written = model.patch_embed.proj, unit if isinstance(norm, nn.Identity) else None
+    x = patch_embed(b, "patch_embed.proj", embed, b.input, spec.input_size, quantized, written)
+    pooled, head_name, head = (_swin if is_swin(model) else _vit)(b, model, x, quantized, unit)
     logits = linear(b, head_name, head, pooled, quantized)
     b.scope = "output"
     return b.finish(reshape(b, logits, [-1, spec.num_classes]), OUTPUT, spec.num_classes)
 
 
-def _vit(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.Value, str, Network]:
+def _vit(
+    b: Builder, model: Network, x: ir.Value, quantized: bool, unit: np.ndarray | None
+) -> tuple[ir.Value, str, Network]:
     prefix = model.num_prefix_tokens
     tokens = model.patch_embed.num_patches + prefix
     b.scope = "pos_embed"
@@ -55,21 +70,25 @@ def _vit(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.V
     table = array(_token_table(model))[None]
     if x.dtype == ir.DataType.INT64:
         table = integer.stream_levels(table, model.residual_step)
+    if unit is not None and isinstance(model.norm_pre, nn.Identity):
+        table = table / unit
     x = b.op("Add", [x, b.const("pos_embed", table)])
-    x = layer_norm(b, "norm_pre", model.norm_pre, x)
+    x = layer_norm(b, "norm_pre", model.norm_pre, x, writes=unit)
     class_token = reads_class_token(model)
     for i, block in enumerate(model.blocks):
         name = f"blocks.{i}"
         alone = class_token and i == len(model.blocks) - 1  # from here on no other token reaches the logits
-        y = layer_norm(b, f"{name}.norm1", block.norm1, x)
-        mixed = attention(b, f"{name}.attn", block.attn, y, tokens, quantized, first_only=alone)
+        x = residual(b, name, block, "residual_in", x)
+        y = layer_norm(b, f"{name}.norm1", block.norm1, x, unit)
+        mixed = attention(b, f"{name}.attn", block.attn, y, tokens, quantized, first_only=alone, unit=unit)
         b.scope = name
-        x = first(b, x, axis=1) if alone else x
-        x = b.op("Add", [x, mixed])
-        fed = mlp(b, f"{name}.mlp", block.mlp, layer_norm(b, f"{name}.norm2", block.norm2, x), quantized)
+        x = moved(b, x, lambda x: first(b, x, axis=1)) if alone else x
+        x = residual(b, name, block, "residual_attn", b.op("Add", [x, mixed]))
+        y = layer_norm(b, f"{name}.norm2", block.norm2, x, unit)
+        fed = mlp(b, f"{name}.mlp", block.mlp, y, quantized, unit)
         b.scope = name
-        x = b.op("Add", [x, fed])
-    x = layer_norm(b, "norm", model.norm, x)
+        x = residual(b, name, block, "residual_mlp", b.op("Add", [x, fed]))
+    x = layer_norm(b, "norm", model.norm, x, unit)
     b.scope = "pool"
     if not class_token:
         if prefix:
@@ -91,15 +110,19 @@ def _token_table(model: Network) -> torch.Tensor:
     return torch.cat([front + position[:rows], position[rows:]])
 
 
-def _swin(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.Value, str, Network]:
-    x = layer_norm(b, "patch_embed.norm", model.patch_embed.norm, x)
+def _swin(
+    b: Builder, model: Network, x: ir.Value, quantized: bool, unit: np.ndarray | None
+) -> tuple[ir.Value, str, Network]:
+    x = layer_norm(b, "patch_embed.norm", model.patch_embed.norm, x, writes=unit)
     side: tuple[int, int] = tuple(model.patch_embed.grid_size)
     for i, stage in enumerate(model.layers):
         if not isinstance(stage.downsample, nn.Identity):
-            x, side = _merge(b, f"layers.{i}.downsample", stage.downsample, x, side, quantized)
+            units = unit, stream_unit(stage.blocks[0])
+            x, side = _merge(b, f"layers.{i}.downsample", stage.downsample, x, side, quantized, units)
+            unit = units[1]
         for j, block in enumerate(stage.blocks):
             x = _swin_block(b, f"layers.{i}.blocks.{j}", block, x, side, quantized)
-    x = layer_norm(b, "norm", model.norm, x)
+    x = layer_norm(b, "norm", model.norm, x, unit)
     b.scope = "pool"
     if isinstance(model.head.global_pool, IntMean):
         pooled = integer.mean(b, model.head.global_pool, x)
@@ -109,32 +132,44 @@ def _swin(b: Builder, model: Network, x: ir.Value, quantized: bool) -> tuple[ir.
 
 
 def _merge(
-    b: Builder, name: str, merge: Network, x: ir.Value, side: tuple[int, int], quantized: bool
+    b: Builder,
+    name: str,
+    merge: Network,
+    x: ir.Value,
+    side: tuple[int, int],
+    quantized: bool,
+    units: tuple[np.ndarray | None, np.ndarray | None],
 ) -> tuple[ir.Value, tuple[int, int]]:
     rows, columns, width = side[0] // 2, side[1] // 2, merge.dim
     b.scope = name
-    x = transpose(b, reshape(b, x, [-1, rows, 2, columns, 2, width]), [0, 1, 3, 4, 2, 5])
-    x = layer_norm(b, f"{name}.norm", merge.norm, reshape(b, x, [-1, rows * columns, 4 * width]))
-    return linear(b, f"{name}.reduction", merge.reduction, x, quantized), (rows, columns)
+
+    def merged(x: ir.Value) -> ir.Value:
+        grid = transpose(b, reshape(b, x, [-1, rows, 2, columns, 2, width]), [0, 1, 3, 4, 2, 5])
+        return reshape(b, grid, [-1, rows * columns, 4 * width])
+
+    reads, writes = units
+    x = layer_norm(b, f"{name}.norm", merge.norm, moved(b, x, merged), None if reads is None else np.tile(reads, 4))
+    return linear(b, f"{name}.reduction", merge.reduction, x, quantized, writes), (rows, columns)
 
 
 def _swin_block(b: Builder, name: str, block: Network, x: ir.Value, side: tuple[int, int], quantized: bool) -> ir.Value:
     (rows, columns), (wh, ww), shift, width = side, block.window_size, block.shift_size, block.dim
-    windows = (rows // wh) * (columns // ww)
-    y = layer_norm(b, f"{name}.norm1", block.norm1, x)
+    windows, unit = (rows // wh) * (columns // ww), stream_unit(block)
+    x = residual(b, name, block, "residual_in", x)
+    y = layer_norm(b, f"{name}.norm1", block.norm1, x, unit)
     b.scope = name
     y = reshape(b, y, [-1, rows, columns, width])
     y = _roll(b, y, [shift[0], shift[1]], side)
     y = transpose(b, reshape(b, y, [-1, rows // wh, wh, columns // ww, ww, width]), [0, 1, 3, 2, 4, 5])
     y = reshape(b, y, [-1, wh * ww, width])
-    y = attention(b, f"{name}.attn", block.attn, y, wh * ww, quantized, _score_bias(block, windows))
+    y = attention(b, f"{name}.attn", block.attn, y, wh * ww, quantized, _score_bias(block, windows), unit=unit)
     b.scope = name
     y = transpose(b, reshape(b, y, [-1, rows // wh, columns // ww, wh, ww, width]), [0, 1, 3, 2, 4, 5])
     y = _roll(b, reshape(b, y, [-1, rows, columns, width]), [rows - shift[0], columns - shift[1]], side)
-    x = b.op("Add", [x, reshape(b, y, [-1, rows * columns, width])])
-    fed = mlp(b, f"{name}.mlp", block.mlp, layer_norm(b, f"{name}.norm2", block.norm2, x), quantized)
+    x = residual(b, name, block, "residual_attn", b.op("Add", [x, reshape(b, y, [-1, rows * columns, width])]))
+    fed = mlp(b, f"{name}.mlp", block.mlp, layer_norm(b, f"{name}.norm2", block.norm2, x, unit), quantized, unit)
     b.scope = name
-    return b.op("Add", [x, fed])
+    return residual(b, name, block, "residual_mlp", b.op("Add", [x, fed]))
 
 
 def _score_bias(block: Network, windows: int) -> tuple[np.ndarray, int]:

@@ -8,6 +8,8 @@ calibration chose is a shift here: ``Sub`` before the quantizer and ``W c`` in t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +21,7 @@ from calib.quant.attention import QuantAttention, QuantProduct
 from calib.quant.integer_only import IntAttention, IntLayerNorm, ShiftGelu
 from calib.quant.linear import QuantLinear, QuantPatchConv
 from calib.quant.quantizer import ActQuantizer, levels
+from calib.quant.residual import QuantResidual
 from calib.quant.surgery import operands
 from toolchain.graph import integer
 from toolchain.graph.builder import Builder
@@ -30,12 +33,18 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def tap_tensor(site: str) -> str:
-    """Name of the integer tensor that the quantizer of layer or attention operand ``site`` makes."""
+    """Name of the integer tensor that the quantizer ``site``, of a layer, operand or point of the stream, makes."""
     return f"{site}.input_q"
 
 
-def linear(b: Builder, site: str, layer: QuantLinear, x: ir.Value, quantized: bool) -> ir.Value:
-    """(batch, T, K) to (batch, T, N): MatMul and Add, with Q/DQ on both operands where ``quantized``."""
+def linear(
+    b: Builder, site: str, layer: QuantLinear, x: ir.Value, quantized: bool, unit: np.ndarray | None = None
+) -> ir.Value:
+    """(batch, T, K) to (batch, T, N): MatMul and Add, with Q/DQ on both operands where ``quantized``.
+
+    Args:
+        unit: (N,) powers of two that the result is in; None = 1. Scales and bias are divided by it, integers are not.
+    """
     b.scope = site
     if x.dtype == ir.DataType.INT64:
         return _integer_linear(b, site, layer, x)
@@ -47,7 +56,10 @@ def linear(b: Builder, site: str, layer: QuantLinear, x: ir.Value, quantized: bo
         return b.op("Add", [b.op("MatMul", [x, weight]), b.const(f"{site}.bias", bias)])
     if layer.in_quant is not None:
         x, bias = _quantize_input(b, site, layer, x, bias)
-    weight = _weight(b, site, layer)
+    scale = array(layer.weight_scale).T
+    if unit is not None:
+        bias, scale = bias / unit, scale / unit
+    weight = _weight(b, site, layer, scale)
     return b.op("Add", [b.op("MatMul", [x, weight]), b.const(f"{site}.bias", bias[None, None, :])])
 
 
@@ -76,10 +88,10 @@ def _quantize(b: Builder, site: str, quantizer: ActQuantizer, x: ir.Value) -> ir
     return b.op("DequantizeLinear", [q, step, zero], dtype=ir.DataType.FLOAT)
 
 
-def _weight(b: Builder, site: str, layer: QuantLinear) -> ir.Value:
-    scale = b.const(f"{site}.weight_scale", array(layer.weight_scale).T)
+def _weight(b: Builder, site: str, layer: QuantLinear, scale: np.ndarray) -> ir.Value:
     along = {"axis": 1} if layer.group is None else {"axis": 0, "block_size": layer.group}
-    return b.op("DequantizeLinear", [_stored(b, site, layer), scale], along, dtype=ir.DataType.FLOAT)
+    inputs = [_stored(b, site, layer), b.const(f"{site}.weight_scale", scale)]
+    return b.op("DequantizeLinear", inputs, along, dtype=ir.DataType.FLOAT)
 
 
 def _stored(b: Builder, site: str, layer: QuantLinear) -> ir.Value:
@@ -97,14 +109,28 @@ def _integer_linear(b: Builder, site: str, layer: QuantLinear, x: ir.Value) -> i
     return integer.sums(b, layer, tap, weight, site)
 
 
-def layer_norm(b: Builder, name: str, norm: Network, x: ir.Value) -> ir.Value:
-    """LayerNormalization over the last axis; Identity passes through."""
+def layer_norm(
+    b: Builder,
+    name: str,
+    norm: Network,
+    x: ir.Value,
+    reads: np.ndarray | None = None,
+    writes: np.ndarray | None = None,
+) -> ir.Value:
+    """LayerNormalization over the last axis; Identity passes through.
+
+    Args:
+        reads, writes: (C,) powers of two that ``x`` and the result are in; None = 1. Identity writes what it reads.
+    """
+    b.scope = name
+    if reads is not None:
+        x = b.op("Mul", [x, b.const(f"{name}.unit", reads)])
     if isinstance(norm, nn.Identity):
         return x
     if isinstance(norm, IntLayerNorm):
         return integer.layer_norm(b, name, norm, x)
-    b.scope = name
-    inputs = [x, b.const(f"{name}.weight", array(norm.weight)), b.const(f"{name}.bias", array(norm.bias))]
+    gain, shift = (array(part) if writes is None else array(part) / writes for part in (norm.weight, norm.bias))
+    inputs = [x, b.const(f"{name}.weight", gain), b.const(f"{name}.bias", shift)]
     return b.op("LayerNormalization", inputs, {"axis": -1, "epsilon": float(norm.eps)})
 
 
@@ -132,12 +158,14 @@ def attention(
     quantized: bool,
     bias: tuple[np.ndarray, int] | None = None,
     first_only: bool = False,
+    unit: np.ndarray | None = None,
 ) -> ir.Value:
     """Multi-head attention on (R, tokens, C): fused qkv, both products, projection.
 
     Args:
         bias: what is added to the scores: ((1, H, T, T), 1), or ((1, W, H, T, T), W) where it differs by window.
         first_only: True for the first token's row alone: every token is a key and a value, one is a query.
+        unit: see ``linear``.
     """
     heads, width = attn.num_heads, attn.qkv.out_features // 3
     dim = width // heads
@@ -159,7 +187,7 @@ def attention(
         mixed = _product(b, f"{name}.pv", pv, b.op("Softmax", [scores], {"axis": -1}), value)
     b.scope = name
     merged = reshape(b, transpose(b, mixed, [0, 2, 1, 3]), [-1, 1 if first_only else tokens, width])
-    return linear(b, f"{name}.proj", attn.proj, merged, quantized)
+    return linear(b, f"{name}.proj", attn.proj, merged, quantized, unit)
 
 
 def _biased(b: Builder, name: str, scores: ir.Value, table: np.ndarray, windows: int) -> ir.Value:
@@ -198,6 +226,37 @@ def _integer_mixed(
     return integer.mixed(b, f"{name}.mix", attn, products, total)
 
 
+def residual(b: Builder, block: str, module: Network, which: str, x: ir.Value) -> ir.Value:
+    """Point ``which`` of a block's residual stream: Q/DQ where the block has it, else ``x`` as it is."""
+    found = getattr(module, which, None)
+    if not isinstance(found, QuantResidual):
+        return x
+    b.scope = name = f"{block}.{which}"
+    return _quantize(b, name, found.quant, x)
+
+
+def stream_unit(block: Network) -> np.ndarray | None:
+    """The powers of two (C,) that the residual stream of ``block`` is in; None where all are 1, or it is float."""
+    found = getattr(block, "residual_attn", None)
+    return array(found.unit) if isinstance(found, QuantResidual) and bool((found.unit != 1).any()) else None
+
+
+def moved(b: Builder, x: ir.Value, move: Callable[[ir.Value], ir.Value]) -> ir.Value:
+    """``move`` of the levels where ``x`` is dequantized, and then dequantized; else of ``x``.
+
+    ONNX Runtime 1.31.1 puts a Q/DQ pair behind a Slice, Reshape or Transpose of dequantized values, and then fails to
+    load its own pair ("output_dtype INT8 does not match y_zero_point type UINT8", microsoft/onnxruntime#25526).
+    """
+    node = x.producer()
+    if node is None or node.op_type != "DequantizeLinear":
+        return move(x)
+    levels, *numbers = (value for value in node.inputs if value is not None)
+    if not x.uses():
+        b.drop(node)
+    made: ir.Value = b.op("DequantizeLinear", [move(levels), *numbers], dtype=ir.DataType.FLOAT)
+    return made
+
+
 def _product(b: Builder, site: str, product: QuantProduct | None, left: ir.Value, right: ir.Value) -> ir.Value:
     """MatMul of two activations, with Q/DQ on both where there is a ``product``."""
     b.scope = site
@@ -212,21 +271,33 @@ def _product(b: Builder, site: str, product: QuantProduct | None, left: ir.Value
     return out if peak is None else b.op("Mul", [out, peak])
 
 
-def mlp(b: Builder, name: str, module: Network, x: ir.Value, quantized: bool) -> ir.Value:
-    """fc1, exact GELU as one node (or ShiftGELU as many), fc2."""
+def mlp(
+    b: Builder, name: str, module: Network, x: ir.Value, quantized: bool, unit: np.ndarray | None = None
+) -> ir.Value:
+    """fc1, exact GELU as one node (or ShiftGELU as many), fc2. ``unit``: see ``linear``."""
     hidden = linear(b, f"{name}.fc1", module.fc1, x, quantized)
     b.scope = f"{name}.act" if isinstance(module.act, ShiftGelu) else name
     if isinstance(module.act, ShiftGelu):
         hidden = integer.gelu(b, f"{name}.act", module.act, hidden)
     else:
         hidden = b.op("Gelu", [hidden], {"approximate": "none"})
-    return linear(b, f"{name}.fc2", module.fc2, hidden, quantized)
+    return linear(b, f"{name}.fc2", module.fc2, hidden, quantized, unit)
 
 
 def patch_embed(
-    b: Builder, site: str, layer: QuantPatchConv, images: ir.Value, size: tuple[int, int, int], quantized: bool
+    b: Builder,
+    site: str,
+    layer: QuantPatchConv,
+    images: ir.Value,
+    size: tuple[int, int, int],
+    quantized: bool,
+    unit: np.ndarray | None = None,
 ) -> ir.Value:
-    """(batch, C, H, W) to (batch, patches, N): the convolution as a linear layer over flattened patches."""
+    """(batch, C, H, W) to (batch, patches, N): the convolution as a linear layer over flattened patches.
+
+    Args:
+        unit: see ``linear``.
+    """
     channels, height, width = size
     ph, pw = layer.patch
     rows, columns = height // ph, width // pw
@@ -236,4 +307,4 @@ def patch_embed(
         images = integer.quantized(b, site, layer.in_quant, images)
     grid = transpose(b, reshape(b, images, [-1, channels, rows, ph, columns, pw]), [0, 2, 4, 1, 3, 5])
     flat = reshape(b, grid, [-1, rows * columns, channels * ph * pw])
-    return linear(b, site, layer, flat, quantized)
+    return linear(b, site, layer, flat, quantized, unit)

@@ -6,6 +6,7 @@ from toolchain.passes.compute_dtype import ComputeDtype
 from toolchain.passes.expand_int4 import ExpandInt4
 from toolchain.passes.float8 import Float8
 from toolchain.passes.linear_kernels import LinearKernels
+from toolchain.passes.norm_levels import NormLevels
 from toolchain.passes.quantize_first import QuantizeFirst
 from toolchain.passes.shift_to_zero_point import ShiftToZeroPoint
 from toolchain.passes.unit_step import UnitStep
@@ -19,6 +20,7 @@ __all__ = [
     "ExpandInt4",
     "Float8",
     "LinearKernels",
+    "NormLevels",
     "QuantizeFirst",
     "ShiftToZeroPoint",
     "UnitStep",

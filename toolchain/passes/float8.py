@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from runtime.quantizers import MOVES
 from toolchain.passes.match import constant, drop, linears, set_constant
 from toolchain.passes.shift import Shift, shifts
 
@@ -23,7 +24,8 @@ class Float8(ir.passes.InPlacePass):
     """QuantizeLinear to INT8 becomes QuantizeLinear to FLOAT8E4M3FN; the weights it meets follow."""
 
     def requires(self, model: ir.Model) -> None:
-        """Quantizers have zero point 0 and use all of INT8; weights meet quantized activations."""
+        """Quantizers have zero point 0 and use all of INT8; integers are dequantized where they are made; weights meet
+        quantized activations."""
         for node in model.graph:
             if node.op_type == "QuantizeLinear":
                 zero, source = constant(node.inputs[2]), node.inputs[0]
@@ -32,6 +34,11 @@ class Float8(ir.passes.InPlacePass):
                 made_by = source.producer() if source is not None else None
                 if made_by is not None and made_by.op_type == "Clip":
                     raise ir.passes.PreconditionError(f"{node.name}: activations of fewer than 8 bits have no FP8 form")
+            made = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
+            if made is not None and made.op_type in ("Slice", *MOVES):
+                raise ir.passes.PreconditionError(
+                    f"{node.name}: integers of the residual stream (+res8) are moved first, and ONNX slices no FP8"
+                )
         if any(linear.activation is None for linear in linears(model)):
             raise ir.passes.PreconditionError("float activations (a16) have no quantizers to make FP8")
 

@@ -26,7 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "kernels": get_args(Kernels),
 }
 _LEFT_OUT = {
-    "residual-q": "the residual stream has no calibrated range, and peers that put it in 8 bits fell to chance",
+    "residual-q": "the residual stream in 8 bits is part of the scheme: --bits w8a8+res8",
     "attn8": "integer attention products are part of the scheme: --bits w8a8+attn8",
 }
 

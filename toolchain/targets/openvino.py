@@ -3,9 +3,9 @@
 Signed QDQ with zero point 0 is what it takes as it is: an integer product with the scale, the bias, GELU, the shift and
 the next quantizer in its epilogue (docs/decisions/0011-openvino-dialect.md). The epilogue is shorter where fc2's
 quantizer has a step of 1, and what attention gives is quantized before it is transposed
-(docs/decisions/0022-openvino-epilogue.md). INT4 weights beside a quantized activation the plugin would decompress for a
-float product, so a Cast to INT8, folded at load, comes between. In weight-only schemes the product is float anyway, and
-INT4 stays packed in memory.
+(docs/decisions/0022-openvino-epilogue.md). A LayerNorm behind a quantizer (``+res8``) reads its integers. INT4 weights
+beside a quantized activation the plugin would decompress for a float product, so a Cast to INT8, folded at load, comes
+between. In weight-only schemes the product is float anyway, and INT4 stays packed in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from runtime.errors import IntvitError
-from toolchain.passes import ExpandInt4, QuantizeFirst, UnitStep
+from toolchain.passes import ExpandInt4, NormLevels, QuantizeFirst, UnitStep
 from toolchain.passes.match import constant
 from toolchain.targets import broken_rule
 
@@ -26,7 +26,7 @@ def lower(canonical: ir.Model) -> ir.Model:
     """
     dialect = canonical.clone()
     if any(node.op_type == "QuantizeLinear" for node in dialect.graph):
-        ir.passes.Sequential(QuantizeFirst(_quantized_best), UnitStep(), ExpandInt4())(dialect)
+        ir.passes.Sequential(QuantizeFirst(_quantized_best), UnitStep(), NormLevels(), ExpandInt4())(dialect)
     check(dialect)
     return dialect
 

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from calib.align.config import LayerConfig, ReconstructConfig
-from calib.align.inputs import Split, arguments, layer_inputs
+from calib.align.inputs import Split, arguments, layer_inputs, point_inputs
 from calib.align.layer import LayerRows, quantize_layer
 from calib.align.product import quantize_product
 from calib.align.reconstruct import Job, Suffix, class_share, reconstruct, token_error
+from calib.align.residual import quantize_residual
 from calib.network import Network
 from calib.quant.attention import QuantProduct
 from calib.quant.families import Segment, block_names, segments
 from calib.quant.linear import QuantLinear
-from calib.quant.surgery import prepare, products, set_quantized
+from calib.quant.residual import QuantResidual
+from calib.quant.surgery import prepare, products, residuals, set_quantized
 from calib.scheme import parse
 from tests.calib.networks import SWIN_SIDE, VIT_SIDE, pictures, tiny_swin, tiny_vit
 
@@ -44,6 +46,9 @@ def block_of(make: Any, side: int, scheme: str = "w3a8") -> tuple[Network, Segme
             for name, product in products(student, piece.name).items() if site.kind == "qkv" else ():
                 fit, held = (arguments(student, piece, name, stream[part], 8) for part in (split.fit, split.held))
                 quantize_product(product, name, fit, held, LayerConfig(), torch.Generator())
+        for name, point in residuals(student, piece.name).items():
+            rows = point_inputs(student, piece, name, stream, 8)
+            quantize_residual(point, name, rows, split, LayerConfig(), torch.Generator())
         inputs, stream = stream, piece.run(stream)
     return student, block, inputs, wanted, split
 
@@ -58,7 +63,7 @@ def error_on(piece: Segment, inputs: Tensor, wanted: Tensor, images: Tensor) -> 
 
 
 @pytest.mark.parametrize(("make", "side"), [(tiny_vit, VIT_SIDE), (tiny_swin, SWIN_SIDE)])
-@pytest.mark.parametrize("scheme", ["w3a8", "w4a4", "w3a16", "w3a16+g16", "w3a8+attn8"])
+@pytest.mark.parametrize("scheme", ["w3a8", "w4a4", "w3a16", "w3a16+g16", "w3a8+attn8", "w3a8+res8"])
 def test_a_block_comes_closer_on_images_it_never_saw(make: Any, side: int, scheme: str) -> None:
     student, block, inputs, wanted, split = block_of(make, side, scheme)
     before = error_on(block, inputs, wanted, split.held)
@@ -95,7 +100,17 @@ def test_steps_of_attention_products_learn_but_that_of_the_softmax() -> None:
     )
 
 
-@pytest.mark.parametrize("scheme", ["w3a8", "w3a8+attn8"])
+def test_steps_of_the_residual_stream_learn() -> None:
+    student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE, "w3a8+res8")
+    before = {name: float(point.quant.scale) for name, point in residuals(student, block.name).items()}
+    reconstruct(student, Job(block, inputs, wanted, None), split, QUICK, seed=0)
+    after = residuals(student, block.name)
+    assert len(before) == 3 and before.keys() == after.keys()
+    assert all(type(point) is QuantResidual and point.quantized for point in after.values())
+    assert all(float(point.quant.scale) != before[name] for name, point in after.items())
+
+
+@pytest.mark.parametrize("scheme", ["w3a8", "w3a8+attn8", "w3a8+res8"])
 def test_a_block_that_gets_worse_is_put_back(scheme: str) -> None:
     student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE, scheme)
     before = numbers(student)

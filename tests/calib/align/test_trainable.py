@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from calib.align.rounding import search_rounding
-from calib.align.trainable import TrainableLinear, TrainableNorm, TrainableProduct, activation_levels, straight_round
+from calib.align.trainable import (
+    TrainableLinear,
+    TrainableNorm,
+    TrainableProduct,
+    TrainableResidual,
+    activation_levels,
+    straight_round,
+    trainable_between,
+)
 from calib.quant.attention import QuantProduct
 from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import levels, quantize
+from calib.quant.residual import QuantResidual
 
 
 def layer_of(seed: int, weight_bits: int = 4, act_bits: int = 8, zero_point: int = 0) -> QuantLinear:
@@ -179,6 +188,31 @@ def test_a_product_that_learned(by_row: bool) -> None:
     assert made.commit() is product
     assert torch.allclose(product(left, right), expected, rtol=1e-4, atol=1e-4)
     assert float(product.left.scale) == pytest.approx(1 / 127 if by_row else 0.03 * math.exp(0.2), rel=1e-6)
+
+
+def test_a_point_of_the_stream_that_learned() -> None:
+    """It starts as the plain point, passes gradients but where it saturates, and gives back its step."""
+    generator = torch.Generator().manual_seed(0)
+    point = QuantResidual(6, 8)
+    point.unit[3] = 16.0
+    point.quant.set(0.01)
+    point.quantized = True
+    x = (torch.randn(2, 5, 6, generator=generator) * point.unit).requires_grad_()
+    made = trainable_between(point)
+    assert isinstance(made, TrainableResidual) and torch.allclose(made(x), point(x), rtol=1e-5)
+    weight = torch.randn(2, 5, 6, generator=generator)
+    (made(x) * weight).sum().backward()
+    level = (x.detach() / point.unit / 0.01).round()
+    inside = (level >= -128) & (level <= 127)
+    assert inside.any() and not inside.all()
+    assert x.grad is not None and torch.allclose(x.grad, weight * inside)
+    assert made.log_step.grad is not None and float(made.log_step.grad) != 0
+    with torch.no_grad():
+        made.log_step += 0.3
+    expected = made(x).detach()
+    assert made.commit() is point
+    assert torch.allclose(point(x), expected, rtol=1e-5)
+    assert float(point.quant.scale) == pytest.approx(0.01 * math.exp(0.3), rel=1e-6)
 
 
 def test_a_norm_that_learned() -> None:
