@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from runtime.errors import IntvitError
-from runtime.files import disk_full, write_error
+from runtime.files import disk_full, require_writable, write_error
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a directory with manifest.json.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="Which engine runs the integer graph.")]
@@ -73,12 +73,15 @@ def render_error(error: BaseException) -> str:
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
     """``function`` with its exceptions turned into messages on standard error and an exit code.
 
-    A keyword argument ``debug`` that is true lets the traceback through to standard error as well.
+    A keyword argument ``debug`` that is true lets the traceback through to standard error as well; one called ``json``
+    is a file that must be writable before ``function`` begins.
     """
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
         try:
+            if kwargs.get("json") is not None:
+                require_writable(kwargs["json"])
             function(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise

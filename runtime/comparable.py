@@ -18,7 +18,7 @@ from runtime.backends.ort import make_session
 from runtime.errors import IntvitError
 from runtime.golden import Golden
 from runtime.onnx_wire import Graph, Node, read_graph, with_extra_outputs
-from runtime.parity import MAX_LSB, MAX_MISMATCH_PERCENT
+from runtime.parity import within_limits
 from runtime.quantizers import Quantizer
 from runtime.rungs import Model, levels_apart
 
@@ -140,7 +140,7 @@ def compared(item: Item, upper: npt.NDArray[Any], lower: npt.NDArray[Any], toler
     if item.tap is not None:
         levels = [side.to_reference(value) for side, value in zip(item.tap, (upper, lower), strict=True)]
         worst, rate = levels_apart(item.label, levels[1], levels[0])
-        return Compared(item.label, worst <= MAX_LSB and rate < MAX_MISMATCH_PERCENT, float(worst), rate, True)
+        return Compared(item.label, within_limits(worst, rate, levels[0].size), float(worst), rate, True)
     if upper.shape != lower.shape:
         why = f"{upper.shape} and {lower.shape}"
         raise IntvitError("a tensor has another shape in the other graph", where=item.label, why=why)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,23 @@ def write_error(path: Path, error: OSError) -> IntvitError:
         why=error.strerror or str(error),
         next=f"check that {path.parent} exists and may be written to",
     )
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a ``path`` that no file can be written at, before the work whose result it is to hold; nothing is left.
+
+    Raises:
+        IntvitError: it is a folder, or nothing can be made in the nearest folder above it that exists.
+    """
+    above = path.parent
+    while not above.exists():
+        above = above.parent
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        os.rmdir(tempfile.mkdtemp(prefix=".intvit-", dir=above))
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 @contextlib.contextmanager

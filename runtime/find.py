@@ -19,7 +19,7 @@ from rich.console import Console
 from runtime import machine
 from runtime.bundle import Bundle
 from runtime.comparable import Compared, CutModel, Item, changed_constants, comparable, compared
-from runtime.parity import MAX_LSB, MAX_MISMATCH_PERCENT, TOLERANCE
+from runtime.parity import LIMIT, MAX_LSB, TOLERANCE
 from runtime.rungs import Rung, golden_input, open_rung
 
 AT_A_TIME = 8
@@ -76,7 +76,8 @@ def find(
     """Name the first node of ``lower`` whose output differs from ``upper``'s by more than ``tolerance``.
 
     Args:
-        tolerance: of a float tensor, relative to its largest absolute value. A tap is held to 1 LSB and 0.1 %.
+        tolerance: of a float tensor, relative to its largest absolute value. A tap is held to 1 LSB in 0.1 % of its values
+            or 3.
 
     Raises:
         IntvitError: a rung's graph is not in the bundle, or does not load or run.
@@ -188,7 +189,7 @@ def show(found: Search, console: Console) -> None:
     say(
         f"{found.upper} against {found.lower}, fed golden integers: {found.comparable} tensors can be compared, "
         f"{found.compared} were, in {found.runs} runs; tolerance {found.tolerance:g} of a tensor's largest value, "
-        f"{MAX_LSB} LSB and {MAX_MISMATCH_PERCENT} % at a tap"
+        f"{MAX_LSB} LSB in {LIMIT} at a tap"
     )
     node = found.first
     if node is None:

@@ -24,7 +24,7 @@ from runtime.golden import Golden
 from runtime.onnx_retype import float_type
 from runtime.onnx_wire import INT8
 from runtime.operations import operations
-from runtime.parity import LOGITS_SQNR_DB, MAX_LSB, MAX_MISMATCH_PERCENT, TapParity, require_taps, sqnr_db
+from runtime.parity import LIMIT, LOGITS_SQNR_DB, MAX_LSB, TapParity, require_taps, sqnr_db
 from runtime.quantizers import Quantizer
 from runtime.rungs import Model, Rung, Tensors, levels_apart, open_rung, rungs_of
 
@@ -50,8 +50,7 @@ class StepTap(TapParity):
     @property
     def ok(self) -> bool:
         """Within the limits of :mod:`runtime.parity`, and exact where it must be."""
-        close = self.max_lsb <= MAX_LSB and self.mismatch_rate < MAX_MISMATCH_PERCENT
-        return self.exact or (close and not self.must_be_exact)
+        return self.exact or (self.close and not self.must_be_exact)
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Step:
         tap = next((tap for tap in self.taps if tap.name == at), None)
         if tap is not None:
             much = f"{tap.max_lsb} LSB, {tap.mismatch_rate:.4f} % of the values"
-            rule = "it must be exact" if tap.must_be_exact else f"at most {MAX_LSB} LSB and 0.1 % are allowed"
+            rule = "it must be exact" if tap.must_be_exact else f"at most {MAX_LSB} LSB in {LIMIT} is allowed"
             return f"{self.rung} parts from {self.against} at tap {at!r}: {much}; {rule}"
         need = f"{self.logits_sqnr_db:.1f} dB, at least {LOGITS_SQNR_DB[self.precision]:.0f} needed"
         return f"{self.rung} parts from {self.against} at the logits: {need}" if at else ""
@@ -192,11 +191,12 @@ def _step(one: Rung, below: _Trace, above: _Trace) -> Step:
     taps = []
     for index, (low, high) in enumerate(zip(below.quantizers, above.quantizers, strict=True)):
         name = high.tap.name
+        values = low.to_reference(below.aligned[low.tensor]).size
         aligned, free = (
             levels_apart(name, high.to_reference(new[high.tensor]), low.to_reference(old[low.tensor]))
             for new, old in ((above.aligned, below.aligned), (above.free, below.free))
         )
-        taps.append(StepTap(name, *aligned, *free, must_be_exact=index == 0 or name in must))
+        taps.append(StepTap(name, values, *aligned, *free, must_be_exact=index == 0 or name in must))
     return Step(
         rung=one.name,
         against=below.name,

@@ -35,7 +35,7 @@ def main(
     images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 32,
     checkpoint: CheckpointOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same figures.")] = 0,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    json: cli.JsonOption = None,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Where images are kept; default ~/.cache/intvit.")
     ] = None,
@@ -57,8 +57,8 @@ def main(
     with task(f"sensitivity ({scheme})", STEPS) as advance:
         found = sensitivities(job.loaded.module, scheme, pixels, seed, progress=stepper(advance, STEPS))
     _show(found, Console())
-    if json_out is not None:
-        atomic_write_json(json_out, [asdict(each) for each in found])
+    if json is not None:
+        atomic_write_json(json, [asdict(each) for each in found])
 
 
 def _show(found: list[Sensitivity], console: Console) -> None:

@@ -97,7 +97,9 @@ def test_parity(build: Any, scheme: str, backend: str, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "parity.json").read_text())
     assert found["ok"] and found["logits_sqnr_db"] >= 35
     assert found["taps"][0]["max_lsb"] == 0
-    assert all(tap["max_lsb"] <= 1 and tap["mismatch_rate"] < 0.1 for tap in found["taps"])
+    many = [tap for tap in found["taps"] if tap["values"] > 3000]  # of fewer, three may differ whatever their share
+    assert len(many) > 4 * (BLOCKS - 1)
+    assert all(tap["max_lsb"] <= 1 for tap in found["taps"]) and all(tap["mismatch_rate"] < 0.1 for tap in many)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])

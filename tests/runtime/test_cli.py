@@ -48,6 +48,22 @@ def test_exit_codes(capfd: pytest.CaptureFixture[str], error: BaseException, cod
     assert said in captured.err and "Traceback" not in captured.err and captured.out == ""
 
 
+@pytest.mark.parametrize("name", ["", "file/found.json"])
+def test_a_result_that_cannot_be_written_is_told_before_the_work(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def main(json: cli.JsonOption = None, debug: cli.DebugOption = False) -> None:
+        """A command that takes long."""
+        print("worked")
+
+    (tmp_path / "file").write_text("")
+    assert cli.invoke(main, ["--json", str(tmp_path / name)]) == 1
+    captured = capfd.readouterr()
+    assert "cannot write the file" in captured.err and captured.out == ""
+    assert cli.invoke(main, ["--json", str(tmp_path / "found.json")]) == 0
+    assert not (tmp_path / "found.json").exists()
+
+
 def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(_command(IntvitError("it broke")), ["--debug"]) == 1  # type: ignore[arg-type]
     said = capfd.readouterr().err

@@ -14,6 +14,7 @@ from runtime.files import (
     atomic_write_bytes,
     atomic_write_json,
     json_text,
+    require_writable,
     sha256_bytes,
     sha256_file,
     user_cache,
@@ -64,6 +65,17 @@ def test_unwritable_place_is_named(tmp_path: Path) -> None:
     with pytest.raises(IntvitError, match="cannot write") as caught:
         atomic_write_bytes(tmp_path / "file" / "a", b"")
     assert "file" in caught.value.where
+
+
+def test_a_place_is_tried_before_anything_is_written(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "deep" / "found.json")
+    (tmp_path / "file").write_text("x")
+    require_writable(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "x"
+    for wrong, why in ((tmp_path, "it is a folder"), (tmp_path / "file" / "found.json", "Not a directory")):
+        with pytest.raises(IntvitError, match=why) as caught:
+            require_writable(wrong)
+        assert caught.value.where == str(wrong)
 
 
 def test_where_files_that_can_be_made_again_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

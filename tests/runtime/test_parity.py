@@ -139,7 +139,7 @@ def test_the_command(bundle_copy: Path, tmp_path: Path, capfd: pytest.CaptureFix
     assert cli.invoke(verb.main, [str(bundle_copy), "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["ok"] is True and {"logits_sqnr_db", "top1_agreement", "taps"} <= set(found)
-    assert {"name", "max_lsb", "mismatch_rate", "free_max_lsb", "free_mismatch_rate"} == set(found["taps"][0])
+    assert {"name", "values", "max_lsb", "mismatch_rate", "free_max_lsb", "free_mismatch_rate"} == set(found["taps"][0])
     _alter(bundle_copy, lambda values: values.update({"embed.scale": np.float32(1.1) * values["embed.scale"]}))
     assert cli.invoke(verb.main, [str(bundle_copy), "--json", str(out)]) == 1
     assert json.loads(out.read_text())["ok"] is False
@@ -159,3 +159,21 @@ def test_sqnr_at_the_ends() -> None:
     assert sqnr_db(one, one) == sqnr_db(zero, zero) == 200.0
     assert sqnr_db(zero, one) == sqnr_db(one, np.full(3, np.nan, np.float32)) == -200.0
     assert sqnr_db(one, zero) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("lsb", "differing", "values", "kept"),
+    [
+        (0, 0, 10, True),
+        (1, 3, 1536, True),
+        (1, 4, 1536, False),
+        (2, 1, 1536, False),
+        (1, 299, 300_000, True),
+        (1, 300, 300_000, False),
+        (2, 1, 300_000, False),
+        (1, 8, 1536, False),  # one channel of eight images
+    ],
+)
+def test_the_limits_of_a_tap(lsb: int, differing: int, values: int, kept: bool) -> None:
+    assert verb.within_limits(lsb, 100 * differing / values, values) == kept
+    assert verb.TapParity("head", values, lsb, 100 * differing / values, 0, 0.0).close == kept
