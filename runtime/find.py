@@ -76,8 +76,8 @@ def find(
     """Name the first node of ``lower`` whose output differs from ``upper``'s by more than ``tolerance``.
 
     Args:
-        tolerance: of a float tensor, relative to its largest absolute value. A tap is held to 1 LSB in 0.1 % of its values
-            or 3.
+        tolerance: of a float tensor, relative to its largest absolute value. A tap is held to 1 LSB in 0.1 % of its
+            values or in 3.
 
     Raises:
         IntvitError: a rung's graph is not in the bundle, or does not load or run.
