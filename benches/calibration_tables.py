@@ -42,9 +42,10 @@ def accuracy(record: Record) -> str:
     lines = []
     for (scheme, method, images, budget, correction), rows in groups.items():
         unseen, fake, apart = (_found(rows, key) for key in ("unseen_top1", "fake_quant_top1", "divergence"))
+        seconds = _found(rows, "calibrate_seconds")  # left out of a row whose run was suspended
         cells = [scheme, method, str(images), budget, correction, str(len(rows))]
         cells += [_over_seeds([row["top1"] for row in rows]), f"{mean(apart):.3f}" if apart else "–"]
-        cells += [_over_seeds(fake), _over_seeds(unseen), f"{mean(row['calibrate_seconds'] for row in rows):.0f}"]
+        cells += [_over_seeds(fake), _over_seeds(unseen), f"{mean(seconds):.0f}" if seconds else "–"]
         lines.append([*cells, f"{max(row['peak_gib'] for row in rows):.1f}"])
     lines.sort(key=lambda cells: (*_widest_first(cells[0]), cells[1], int(cells[2]), cells[3:5]))
     table = markdown(head, lines, left=(0, 1, 3, 4))

@@ -30,13 +30,17 @@ def test_the_table_takes_means_over_seeds_and_puts_wide_weights_first() -> None:
         row(top1=84.0, divergence=0.1, fake_quant_top1=84.5),
         row(top1=86.0, seed=1, calibrate_seconds=200.0, peak_gib=3.0, divergence=0.2, fake_quant_top1=85.5),
         row(method="real", top1=85.0, unseen_top1=84.5),
-        row(method="spdfq: APA", iterations=100, correction="diag", images=32),
+        {
+            key: value
+            for key, value in row(method="spdfq: APA", iterations=100, correction="diag", images=32).items()
+            if key != "calibrate_seconds"
+        },
     ]
     lines = accuracy({"float_top1": 87.54, "rows": rows}).splitlines()
     assert lines[0].endswith("87.5.")
     assert lines[4] == "| w4a8 | best | 128 | default | own | 2 | 85.0 ± 1.4 | 0.150 | 85.0 ± 0.7 | – | 150 | 3.0 |"
     assert lines[5] == "| w4a8 | real | 128 | default | own | 1 | 85.0 | – | – | 84.5 | 100 | 2.0 |"
-    assert lines[6] == "| w4a8 | spdfq: APA, 100 iterations | 32 | default | diag | 1 | 84.0 | – | – | – | 100 | 2.0 |"
+    assert lines[6] == "| w4a8 | spdfq: APA, 100 iterations | 32 | default | diag | 1 | 84.0 | – | – | – | – | 2.0 |"
     assert lines[7].startswith("| w3a8 | best")
 
 
