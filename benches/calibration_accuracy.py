@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 import typer
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from benches.record import RESULTS, kept_rows, put_row, write_result
 from benches.synthesis_accuracy import ABLATION, configuration
 from benches.synthesis_sets import get, photographs
 from benches.verbs import chosen
+from calib.align.distill import softened_divergence
 from calib.align.inputs import in_batches
 from calib.calibrate import calibrate
 from calib.models import LoadedModel, load
@@ -66,8 +66,7 @@ class Exam:
 
     def divergence(self, logits: Tensor) -> float:
         """Mean of KL(float || other) over the photographs, in nats, of the other's ``logits`` (B, classes)."""
-        pair = logits.double().log_softmax(1), self.logits.double().log_softmax(1)
-        return float(F.kl_div(*pair, log_target=True, reduction="batchmean"))
+        return float(softened_divergence(logits.double(), self.logits.double(), 1.0))
 
 
 @torch.no_grad()
@@ -107,13 +106,13 @@ def measure(loaded: LoadedModel, exam: Exam, row: dict[str, Any], device: str) -
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "top1": exam.top1(logits),
         "divergence": exam.divergence(logits),
-        "fake_quant_top1": exam.top1(answers(model.module, photos)),
+        "fake_quant_top1": exam.top1(model.logits(photos, BATCH)),
         "blocks_accepted": sum(each["accepted"] for each in blocks),
         "blocks": len(blocks),
         "block_errors": [[each["before"], each["after"]] for each in blocks],
     }
     if made.synthesis is None:
-        out["unseen_top1"] = 100 * float(hits[~drawn_here].float().mean())
+        out["unseen_top1"] = 100 * float(hits[~drawn_here].double().mean())
     return out | {"hits": "".join("1" if hit else "0" for hit in hits)}
 
 

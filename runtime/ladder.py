@@ -191,7 +191,7 @@ def _step(one: Rung, below: _Trace, above: _Trace) -> Step:
     taps = []
     for index, (low, high) in enumerate(zip(below.quantizers, above.quantizers, strict=True)):
         name = high.tap.name
-        values = low.to_reference(below.aligned[low.tensor]).size
+        values = below.aligned[low.tensor].size
         aligned, free = (
             levels_apart(name, high.to_reference(new[high.tensor]), low.to_reference(old[low.tensor]))
             for new, old in ((above.aligned, below.aligned), (above.free, below.free))
