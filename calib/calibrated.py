@@ -17,6 +17,7 @@ from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import ActQuantizer
 from calib.quant.surgery import linears, prepare, quantizers, set_quantized
 from calib.scheme import Scheme, parse
+from calib.taps import reading
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
 
@@ -56,15 +57,12 @@ class CalibratedModel:
         """The integers at every quantizer, int8, by its name, for normalised images (B, 3, H, W)."""
         set_quantized(self.module, True)
         found: dict[str, Tensor] = {}
-        hooks = [
-            quantizer.register_forward_hook(lambda _m, _a, out, name=name: found.__setitem__(name, out.to(torch.int8)))
-            for name, quantizer in self.quantizers().items()
-        ]
-        try:
+
+        def read(name: str, _read: Tensor, out: Tensor) -> None:
+            found[name] = out.to(torch.int8)
+
+        with reading(self.quantizers(), read):
             self.module(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return found
 
     def save(self, folder: Path) -> None:

@@ -1,8 +1,9 @@
-"""One instrumented forward pass: attention read by hooks, no model code copied."""
+"""An instrumented forward pass: what modules take and give read by hooks, no model code copied."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal
 
@@ -13,6 +14,20 @@ from calib.network import Network
 from calib.quant.families import block_names, is_swin
 
 Wanted = Literal["values", "queries"]
+
+
+@contextmanager
+def reading(modules: Mapping[str, nn.Module], read: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+    """While open, ``read(name, input, output)`` is called after each forward pass of each of ``modules``, by name."""
+    hooks = [
+        module.register_forward_hook(lambda _module, args, out, name=name: read(name, args[0], out))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class AttentionTaps:

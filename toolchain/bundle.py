@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import onnxruntime
 import timm
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from calib.calibrated import CalibratedModel
 from calib.models import ModelSpec
 from calib.preview import contact_sheet
-from calib.quant.attention import QuantProduct
 from calib.quant.families import sites
-from calib.quant.linear import QuantLinear
 from calib.quant.quantizer import levels
 from calib.quant.surgery import pooled, products, residuals
+from calib.taps import reading
 from runtime.bundle import entry_for
 from runtime.files import atomic_write_json
 from runtime.manifest import FileEntry, Layer, Manifest, Preprocess, Tap
@@ -205,20 +204,12 @@ def _layers(model: CalibratedModel) -> list[Layer]:
 def count_macs(model: CalibratedModel) -> dict[str, int]:
     """Multiply-accumulates of every linear layer and integer attention product per image, as the graphs do them."""
     found: dict[str, int] = {}
-    alone = pooled(model.module)
+    alone, layers = pooled(model.module), model.layers()
 
-    def read(name: str) -> Any:
-        def hook(module: QuantLinear | QuantProduct, args: tuple[Tensor, ...], out: Tensor) -> None:
-            out = out[..., :1, :] if name in alone else out
-            found[name] = out.numel() * (module.in_features if isinstance(module, QuantLinear) else args[0].shape[-1])
+    def read(name: str, x: Tensor, out: Tensor) -> None:
+        out = out[..., :1, :] if name in alone else out
+        found[name] = out.numel() * (layers[name].in_features if name in layers else x.shape[-1])
 
-        return hook
-
-    parts: dict[str, nn.Module] = {**model.layers(), **products(model.module)}
-    hooks = [part.register_forward_hook(read(name)) for name, part in parts.items()]
-    try:
+    with reading({**layers, **products(model.module)}, read):
         model.module(torch.zeros((1, *model.spec.input_size)))
-    finally:
-        for handle in hooks:
-            handle.remove()
     return found

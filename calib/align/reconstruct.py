@@ -42,6 +42,7 @@ from calib.precision import has_fast_bf16
 from calib.quant.families import Segment, block_names, reads_class_token
 from calib.quant.linear import QuantLinear
 from calib.quant.surgery import between_layers
+from calib.taps import reading
 
 Part = TrainableLinear | TrainableProduct | TrainableResidual | TrainableNorm
 
@@ -214,19 +215,11 @@ def _output_sizes(student: Network, piece: Segment, inputs: Tensor) -> dict[str,
     """Root mean square of every layer's output on ``inputs``, by layer name."""
     found: dict[str, float] = {}
 
-    def reader(name: str) -> Callable[..., None]:
-        def read(_module: nn.Module, _args: Any, out: Tensor) -> None:
-            found[name] = max(float(out.square().mean().sqrt()), 1e-8)
+    def read(name: str, _read: Tensor, out: Tensor) -> None:
+        found[name] = max(float(out.square().mean().sqrt()), 1e-8)
 
-        return read
-
-    hooks = [student.get_submodule(site.name).register_forward_hook(reader(site.name)) for site in piece.sites]
-    try:
-        with torch.no_grad():
-            piece.run(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), reading({site.name: student.get_submodule(site.name) for site in piece.sites}, read):
+        piece.run(inputs)
     return found
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from calib.align.config import LayerConfig
 from calib.align.inputs import Split, in_batches, require_finite, sample
@@ -16,6 +16,7 @@ from calib.network import Network
 from calib.quant.quantizer import levels
 from calib.quant.residual import QuantResidual, stream_of
 from calib.quant.surgery import residuals
+from calib.taps import reading
 
 
 @torch.no_grad()
@@ -27,18 +28,11 @@ def set_units(student: Network, teacher: Network, images: Tensor, batch: int) ->
     """
     energies: dict[str, list[Tensor]] = defaultdict(list)
 
-    def read(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], _out: Tensor) -> None:
-            energies[name].append(args[0].square().flatten(0, -2).sum(0))
+    def read(name: str, x: Tensor, _out: Tensor) -> None:
+        energies[name].append(x.square().flatten(0, -2).sum(0))
 
-        return hook
-
-    hooks = [point.register_forward_hook(read(name)) for name, point in residuals(teacher).items()]
-    try:
+    with reading(residuals(teacher), read):
         in_batches(teacher, images, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     streams: dict[str, list[Tensor]] = defaultdict(list)
     for name, found in energies.items():
         streams[stream_of(name)].append(torch.stack(found).sum(0).sqrt())

@@ -8,7 +8,6 @@ the quantizers that calibration has set.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from calib.quant.families import Segment, block_names, is_swin, sites
 from calib.quant.integer_only import IntLayerNorm, integer_parts
 from calib.quant.quantizer import levels
 from calib.quant.rescale import Rescale
+from calib.taps import reading
 
 HEADROOM = 2  # a hidden value or a residual branch may be that much larger than calibration saw
 STREAM_NORMS = ("norm_pre", "patch_embed.norm")  # LayerNorms that write into the residual stream
@@ -32,20 +32,13 @@ def set_ranges(student: Network, teacher: Network, images: Tensor, batch: int) -
     """Fix ``student``'s residual step and the steps of its GELUs from what ``teacher``, float, does with ``images``."""
     largest: dict[str, float] = {}
 
-    def read(name: str) -> Any:
-        def hook(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> None:
-            largest[name] = max(largest.get(name, 1e-8), float(out.abs().max()))
-
-        return hook
+    def read(name: str, _read: Tensor, out: Tensor) -> None:
+        largest[name] = max(largest.get(name, 1e-8), float(out.abs().max()))
 
     wanted = [site.name for site in sites(teacher) if site.kind in (*BRANCHES, "fc1")]
     wanted += [name for name in STREAM_NORMS if isinstance(_part(teacher, name), nn.LayerNorm)]
-    hooks = [teacher.get_submodule(name).register_forward_hook(read(name)) for name in wanted]
-    try:
+    with reading({name: teacher.get_submodule(name) for name in wanted}, read):
         in_batches(teacher, images, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     for block in block_names(student):
         act = student.get_submodule(f"{block}.mlp.act")
         act.in_step.fill_(HEADROOM * largest.pop(f"{block}.mlp.fc1") / integers.MOST_HIDDEN)

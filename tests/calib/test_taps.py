@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from calib.quant.families import block_names, is_swin
 from calib.quant.surgery import prepare
 from calib.scheme import parse
-from calib.taps import AttentionTaps
+from calib.taps import AttentionTaps, reading
 from tests.calib.networks import SWIN_SIDE, VARIANTS, VIT_SIDE, pictures, tiny_swin, tiny_vit
 
 NO_CLASS_TOKEN = {"global_pool": "avg", "class_token": False}
@@ -172,6 +172,21 @@ def test_a_prepared_network_can_be_read_too() -> None:
         student(images)
     for one, two in zip(ours.values, theirs.values, strict=True):
         assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_every_pass_of_every_module_is_read_by_its_name_and_no_longer_than_open() -> None:
+    model, seen = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), []
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    parts = {"first": model[0], "second": model[1]}
+    with reading(parts, lambda name, read, out: seen.append((name, read, out))):
+        made = model(x)
+        model(x)
+    model(x)
+    assert [name for name, _, _ in seen] == ["first", "second"] * 2
+    assert seen[0][1] is x and seen[1][1] is seen[0][2] and seen[1][2] is made
+    with pytest.raises(KeyboardInterrupt), reading(parts, lambda *_: None):
+        raise KeyboardInterrupt
+    assert hooks_of(model) == 0
 
 
 def hooks_of(model: nn.Module) -> int:
