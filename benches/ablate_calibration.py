@@ -38,7 +38,6 @@ VARIANTS = {
 
 def main(
     schemes: Annotated[list[str] | None, typer.Option("--scheme", help="Default: w4a8 and w8a8.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Measure every variant and write benches/results/ablate_calibration.json."""
     loaded = load("vit_t", str(CHECKPOINT))

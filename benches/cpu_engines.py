@@ -129,7 +129,6 @@ def main(
     calls: Annotated[int, typer.Option("--calls", min=1, help="Timed calls a turn.")] = 4,
     engines: Annotated[str, typer.Option("--engines", help="Comma-separated; default: all.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Time every engine on every model and batch size."""
     used, names = threads or machine.available_cores(), chosen(engines, list(ENGINES), "--engines")

@@ -137,7 +137,6 @@ def main(
     schemes: Annotated[str, typer.Option("--schemes", help="Comma-separated; default: " + ",".join(SCHEMES))] = "",
     precision: Annotated[str, typer.Option("--precision", help="fp16, bf16 or fp32.")] = "fp16",
     force: Annotated[bool, typer.Option("--force", help="Build again what is already there.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Compile every graph of the TensorRT dialect for three kinds of GPU, without one."""
     wanted = chosen(models, list(MODELS), "--models")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import sys
 import traceback
 from collections.abc import Callable
@@ -40,10 +41,10 @@ def as_message(error: Exception) -> IntvitError:
 
 
 def run(function: Callable[..., None]) -> NoReturn:
-    """Run ``function`` as this process's command and exit with its code."""
+    """Run ``function`` as this process's command, with a ``--debug`` of its own, and exit with its code."""
 
     @functools.wraps(function)
-    def command(*args: Any, **kwargs: Any) -> None:
+    def command(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
         except (typer.Exit, typer.Abort):
@@ -52,11 +53,16 @@ def run(function: Callable[..., None]) -> NoReturn:
             print("\nstopped by Ctrl-C; the same command goes on from here", file=sys.stderr, flush=True)
             raise typer.Exit(130) from None
         except Exception as error:
-            if kwargs.get("debug"):
+            if debug:
                 traceback.print_exc(file=sys.stderr)
             print(as_message(error).render(), file=sys.stderr, flush=True)
             raise typer.Exit(1) from None
 
+    own = inspect.signature(function, eval_str=True)
+    added = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
+    shown: Any = command  # what typer reads the options from
+    shown.__signature__ = own.replace(parameters=[*own.parameters.values(), added])
+    shown.__annotations__ = function.__annotations__ | {"debug": DebugOption}
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from calib.command import DebugOption, run
+from calib.command import run
 from calib.given import (
     CheckpointOption,
     DeviceOption,
@@ -39,7 +39,6 @@ def main(
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same bytes.")] = 0,
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the set that is at --out.")] = False,
-    debug: DebugOption = False,
 ) -> None:
     """Make calibration images from a network alone; torchrun shares the work among processes, with the same result."""
     config = replace(find(method), images=images, batch=batch)

@@ -219,7 +219,6 @@ def main(
         typer.Option("--disagreements", metavar="DIR", help="Write DIR/index.html: the pictures they part most on."),
     ] = None,
     json: cli.JsonOption = None,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Measure top-1 and top-5 of the integer engine and of its float32 twin on labelled pictures."""
     options = cli.parse_options(option)

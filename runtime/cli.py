@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error or a check that failed, 2 a wrong command line, 1
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -73,12 +74,12 @@ def render_error(error: BaseException) -> str:
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
     """``function`` with its exceptions turned into messages on standard error and an exit code.
 
-    A keyword argument ``debug`` that is true lets the traceback through to standard error as well; one called ``json``
-    is a file that must be writable before ``function`` begins.
+    It takes one argument more: ``debug``, which lets the traceback through to standard error as well. One of
+    ``function``'s own that is called ``json`` is a file that must be writable before ``function`` begins.
     """
 
     @functools.wraps(function)
-    def command(*args: Any, **kwargs: Any) -> None:
+    def command(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         try:
             if kwargs.get("json") is not None:
                 require_writable(kwargs["json"])
@@ -91,11 +92,16 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             raise typer.Exit(1) from None
         except Exception as error:
-            if kwargs.get("debug"):
+            if debug:
                 traceback.print_exc(file=sys.stderr)
             _say(render_error(error))
             raise typer.Exit(1) from None
 
+    own = inspect.signature(function, eval_str=True)
+    added = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
+    shown: Any = command  # what typer reads the options from
+    shown.__signature__ = own.replace(parameters=[*own.parameters.values(), added])
+    shown.__annotations__ = function.__annotations__ | {"debug": DebugOption}
     return command
 
 

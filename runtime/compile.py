@@ -211,7 +211,6 @@ def main(
     layers: Annotated[
         Path | None, typer.Option("--layers", metavar="FILE", help="Write TensorRT's account of its layers as JSON.")
     ] = None,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Compile the bundle's integer graph for this machine and say what runs as integer."""
     options, opened = cli.parse_options(option), Bundle.open(bundle)

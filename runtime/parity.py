@@ -255,7 +255,6 @@ def main(
     tolerance: Annotated[
         float, Option("--tolerance", min=0, help="Of --find: largest difference over a tensor's largest value.")
     ] = TOLERANCE,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Compare the engine's integers and logits with the golden vectors; exit code 1 when they are not the same."""
     from runtime import find as search

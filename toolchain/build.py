@@ -161,7 +161,6 @@ def main(
     layers: Annotated[
         bool, typer.Option("--report-layers", help="Show every layer's SQNR, step by step; also in OUT-layers.json.")
     ] = False,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Quantize a Vision Transformer without data and write a bundle of real integer graphs."""
     started = time.monotonic()

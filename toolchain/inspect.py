@@ -176,7 +176,6 @@ def main(
         Path | None,
         Option("--engine-json", metavar="FILE", help="What TensorRT's engine inspector said, 10.x or 11.x."),
     ] = None,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Show, layer by layer, how weights are stored and which kernel runs, read back from the engine."""
     opened = Bundle.open(bundle)

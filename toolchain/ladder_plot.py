@@ -70,7 +70,6 @@ def plot(ladder: dict[str, Any], path: Path) -> None:
 def main(
     ladder: Annotated[Path, Argument(metavar="LADDER.json", help="What `runtime.parity --ladder --json` wrote.")],
     out: Annotated[Path, Argument(metavar="FILE.png", help="The picture to write.")],
-    debug: cli.DebugOption = False,
 ) -> None:
     """Draw the parity ladder: mismatch by tap and rung, SQNR by rung."""
     try:

@@ -91,7 +91,6 @@ def main(
     graph: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file, or a bundle's directory.")],
     target: Annotated[str, typer.Option("--target", metavar="T", help="Whose rules: " + ", ".join(TARGETS) + ".")],
     json: cli.JsonOption = None,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Hold an ONNX graph against a target's rules; exit code 1 when one is broken."""
     path = graph_of(graph, check_target(target))

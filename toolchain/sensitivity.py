@@ -39,7 +39,6 @@ def main(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Where images are kept; default ~/.cache/intvit.")
     ] = None,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Rank the layers of a Vision Transformer by what rounding each alone does to its answers."""
     scheme = parse(bits)

@@ -90,7 +90,6 @@ def main(
     transfers: Annotated[bool | None, typer.Option("--transfers/--no-transfers", help="Time the copies.")] = None,
     option: cli.EngineOption = None,
     json: cli.JsonOption = None,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Time the integer engine interleaved with its float twin, and say in words what that means here."""
     base = Plan(

@@ -171,7 +171,6 @@ def main(
         Path | None, typer.Argument(metavar="[BUNDLE]", help="Say whether this bundle runs here.")
     ] = None,
     json: cli.JsonOption = None,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Say what this machine offers to intvit, and how to mend what is missing.
 

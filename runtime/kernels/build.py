@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.cli import DebugOption, run
+from runtime.cli import run
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_bytes, atomic_write_json, sha256_bytes
 from runtime.kernels.tiles import SMS
@@ -160,7 +160,6 @@ def require_built(folder: Path) -> None:
 def main(
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = FOLDER,
     sm: Annotated[list[str] | None, typer.Option("--sm", help="Such as 87; again for more. Default: all.")] = None,
-    debug: DebugOption = False,
 ) -> None:
     """Compile the CUDA kernels ahead of time."""
     for name, found in build(out, tuple(sm) if sm else SMS).items():

@@ -30,7 +30,7 @@ def test_messages(error: Exception, text: str) -> None:
 def test_exit_codes(
     raised: BaseException | None, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def command(debug: bool = False) -> None:
+    def command() -> None:
         if raised is not None:
             raise raised
 
@@ -42,7 +42,7 @@ def test_exit_codes(
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(debug: bool = False) -> None:
+    def command() -> None:
         raise ValueError("odd")
 
     monkeypatch.setattr("sys.argv", ["calib", "--debug"])

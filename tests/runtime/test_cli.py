@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _command(error: BaseException) -> object:
-    def main(debug: cli.DebugOption = False) -> None:
+    def main() -> None:
         """A command that fails."""
         raise error
 
@@ -52,7 +52,7 @@ def test_exit_codes(capfd: pytest.CaptureFixture[str], error: BaseException, cod
 def test_a_result_that_cannot_be_written_is_told_before_the_work(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def main(json: cli.JsonOption = None, debug: cli.DebugOption = False) -> None:
+    def main(json: cli.JsonOption = None) -> None:
         """A command that takes long."""
         print("worked")
 

@@ -9,7 +9,6 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from runtime import cli
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_text
 from toolchain.report.gather import REPORTS, gather
@@ -46,7 +45,6 @@ def main(
     out: Annotated[
         Path | None, Option("--out", metavar="FILE.html", help="Default: report.html in the first bundle.")
     ] = None,
-    debug: cli.DebugOption = False,
 ) -> None:
     """Write what is known of the bundles as one HTML file that needs nothing else."""
     path = out or bundles[0] / "report.html"
