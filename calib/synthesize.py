@@ -18,6 +18,7 @@ from calib.given import (
     require_device,
 )
 from calib.output import check_out
+from calib.recipes import IMAGES
 from calib.synthesis.methods import METHODS, find, with_iterations
 from calib.synthesis.own_prior import parse_prior, with_priors
 
@@ -26,7 +27,7 @@ def main(
     model: ModelOption,
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
     method: Annotated[str, typer.Option("--method", help=", ".join(METHODS) + ".")] = "best",
-    images: Annotated[int, typer.Option("--images", min=1, help="How many.")] = 128,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many.")] = IMAGES,
     checkpoint: CheckpointOption = None,
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Default: the method's own.")] = None,
     prior: Annotated[
