@@ -17,7 +17,6 @@ from calib.align.config import (
     ReconstructConfig,
 )
 from calib.errors import IntvitError
-from calib.scheme import Scheme
 from calib.synthesis.methods import METHODS, SynthesisConfig, find
 from calib.synthesis.own_prior import parse_prior, with_priors
 
@@ -32,7 +31,6 @@ BUDGETS: dict[str, CalibrateConfig] = {
     "max": CalibrateConfig(layer=GPTQ, reconstruct=ReconstructConfig(iterations=600, class_share=CLASS_SHARE)),
 }
 DEFAULT_BUDGET = "default"
-IMAGES, IMAGES_FOR_FEW_BITS = 128, 256  # docs/decisions/0033-more-images.md
 
 # The published methods' own calibration, on our quantizers (per-channel symmetric weights, per-tensor activations, both
 # min-max, no folding but of zero points). PSAQ-ViT calibrates ranges and nothing else; DFQ-ViT adds its correction
@@ -90,12 +88,6 @@ def recipe(method: str, budget: str = DEFAULT_BUDGET, correction: str | None = N
         changed = replace(align.layer.correction, form=cast(Form, correction))
         align = replace(align, layer=replace(align.layer, correction=changed))
     return Recipe(method, None if method == REAL else find(method), align)
-
-
-def default_images(method: str, scheme: Scheme) -> int:
-    """How many images calibrate unless told: 128; of ``best`` 256 where activations have < 8 bits or weights < 4."""
-    few = scheme.act_bits < 8 or scheme.weight_bits < 4
-    return IMAGES_FOR_FEW_BITS if few and method == DEFAULT_METHOD else IMAGES
 
 
 def with_own_priors(chosen: Recipe, texts: Sequence[str]) -> Recipe:

@@ -18,7 +18,6 @@ from calib.given import (
     require_device,
 )
 from calib.output import check_out
-from calib.recipes import IMAGES
 from calib.synthesis.methods import METHODS, find, with_iterations
 from calib.synthesis.own_prior import parse_prior, with_priors
 
@@ -27,7 +26,7 @@ def main(
     model: ModelOption,
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
     method: Annotated[str, typer.Option("--method", help=", ".join(METHODS) + ".")] = "best",
-    images: Annotated[int, typer.Option("--images", min=1, help="How many.")] = IMAGES,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many.")] = 128,
     checkpoint: CheckpointOption = None,
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Default: the method's own.")] = None,
     prior: Annotated[

@@ -24,16 +24,7 @@ from calib.given import (
     require_device,
 )
 from calib.output import require_place
-from calib.recipes import (
-    BUDGETS,
-    DEFAULT_BUDGET,
-    DEFAULT_METHOD,
-    REAL,
-    default_images,
-    methods,
-    recipe,
-    with_own_priors,
-)
+from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, methods, recipe, with_own_priors
 from calib.scheme import parse, require_buildable
 from runtime import cli
 from runtime.backends.base import backend_class
@@ -53,6 +44,8 @@ from toolchain.targets.choices import (
     option_choices,
     require_carried,
 )
+
+DEFAULT_IMAGES = 128
 
 
 def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> None:
@@ -132,10 +125,7 @@ def main(
         str | None,
         typer.Option("--correction", help="Of layer outputs: " + ", ".join(FORMS) + "; default: the method's."),
     ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option("--images", min=1, help="How many to calibrate on; default: 128, of best 256 for few bits."),
-    ] = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many calibration images.")] = DEFAULT_IMAGES,
     iterations: Annotated[
         int | None, typer.Option("--iterations", min=1, help="Synthesis steps; default: the method's.")
     ] = None,
@@ -178,7 +168,6 @@ def main(
     try:
         scheme, chosen, targets = parse(bits), recipe(method, budget, correction), _targets(target)
         require_buildable(scheme)
-        count = images or default_images(method, scheme)
         _require_both_or_neither(method, calib_data)
         if prior:
             chosen = with_own_priors(chosen, prior)
@@ -210,7 +199,7 @@ def main(
                 "--method": method,
                 "--budget": budget,
                 "--correction": correction,
-                "--images": count,
+                "--images": images,
                 "--iterations": iterations,
                 "--prior": [Path(text).name for text in prior or ()],
                 "--checkpoint": checkpoint if checkpoint in (None, RANDOM) else "FILE",
@@ -221,7 +210,7 @@ def main(
                 "--seed": seed,
             }
         )
-        job = Job(loaded, scheme, chosen, count, iterations, calib_data, seed, where, targets, options, again)
+        job = Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets, options, again)
         bundle = build(job, path, StageStore(cache or default_store(), force), eval_data, console)
         write_reports(bundle, targets, console)
     except KeyboardInterrupt:

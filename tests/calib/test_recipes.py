@@ -8,8 +8,7 @@ import pytest
 
 from calib.align.config import CorrectionConfig
 from calib.errors import IntvitError
-from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, PUBLISHED, REAL, default_images, methods, recipe
-from calib.scheme import parse
+from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, PUBLISHED, REAL, methods, recipe
 from calib.synthesis.methods import METHODS
 from tests.calib.networks import complete
 
@@ -26,18 +25,6 @@ def test_every_method_has_a_recipe() -> None:
 def test_only_real_reads_real_images() -> None:
     assert [name for name in methods() if not recipe(name).data_free] == ["real"]
     assert recipe(DEFAULT_METHOD).data_free
-
-
-@pytest.mark.parametrize(
-    ("method", "scheme", "images"),
-    [
-        *(("best", scheme, 128) for scheme in ("w8a8", "w4a8", "w4a16", "auto:5", "w8a8+int")),
-        *(("best", scheme, 256) for scheme in ("w4a4", "w8a4", "w3a8", "w3a16+g64")),
-        *((method, "w4a4", 128) for method in ("psaq", "procedural", "real")),
-    ],
-)
-def test_few_bits_want_more_images_of_best(method: str, scheme: str, images: int) -> None:
-    assert default_images(method, parse(scheme)) == images
 
 
 def test_an_unknown_method_lists_near_matches() -> None:
