@@ -7,7 +7,7 @@ measured as the fake-quant model on every other one. One step is taken away, or 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import torch
@@ -16,28 +16,35 @@ import typer
 from benches.real_accuracy import CALIBRATION_IMAGES, CHECKPOINT
 from benches.record import write_result
 from benches.synthesis_sets import photographs
-from calib.align.config import CalibrateConfig, CorrectionConfig, LayerConfig
+from calib.align.config import CorrectionConfig, LayerConfig
 from calib.calibrate import calibrate
 from calib.models import load
 from calib.recipes import BUDGETS
 from calib.scheme import parse
 from runtime.cli import run
 
+FAST = BUDGETS["fast"]
+NO_CORRECTION = CorrectionConfig("none")
 VARIANTS = {
     "all steps": BUDGETS["default"],
-    "no reconstruction": BUDGETS["fast"],
-    "no reconstruction, nearest rounding": CalibrateConfig(),
-    "and tokens all alike": CalibrateConfig(LayerConfig(weight_tokens=False)),
-    "and no bias correction": CalibrateConfig(LayerConfig(weight_tokens=False, correction=CorrectionConfig("none"))),
-    "and no reparameterisation": CalibrateConfig(
-        LayerConfig(weight_tokens=False, correction=CorrectionConfig("none")), fold="off"
+    "no reconstruction": FAST,
+    "no reconstruction, not turned": replace(FAST, rotate=False),
+    "no reconstruction, massive layers as narrow as all": replace(FAST, massive=None),
+    "no reconstruction, neither": replace(FAST, rotate=False, massive=None),
+    "no reconstruction, nearest rounding": replace(FAST, layer=LayerConfig()),
+    "and tokens all alike": replace(FAST, layer=LayerConfig(weight_tokens=False)),
+    "and no bias correction": replace(FAST, layer=LayerConfig(weight_tokens=False, correction=NO_CORRECTION)),
+    "and no reparameterisation": replace(
+        FAST, layer=LayerConfig(weight_tokens=False, correction=NO_CORRECTION), fold="off"
     ),
-    "no reconstruction, GPTQ with tokens all alike": CalibrateConfig(LayerConfig(rounding="gptq", weight_tokens=False)),
+    "no reconstruction, GPTQ with tokens all alike": replace(
+        FAST, layer=LayerConfig(rounding="gptq", weight_tokens=False)
+    ),
 }
 
 
 def main(
-    schemes: Annotated[list[str] | None, typer.Option("--scheme", help="Default: w4a8 and w8a8.")] = None,
+    schemes: Annotated[list[str] | None, typer.Option("--scheme", help="Default: w4a4, w4a8 and w8a8.")] = None,
 ) -> None:
     """Measure every variant and write benches/results/ablate_calibration.json."""
     loaded = load("vit_t", str(CHECKPOINT))
@@ -48,7 +55,7 @@ def main(
     rows: list[dict[str, Any]] = []
     with torch.no_grad():
         floats = torch.cat([loaded.module(part) for part in images[rest].split(50)]).argmax(1) == labels[rest]
-    for scheme in schemes or ["w4a8", "w8a8"]:
+    for scheme in schemes or ["w4a4", "w4a8", "w8a8"]:
         for name, config in VARIANTS.items():
             start = time.monotonic()
             model = calibrate(loaded.module, loaded.spec, parse(scheme), images[spread], config)

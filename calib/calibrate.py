@@ -1,5 +1,6 @@
 """Choose every number of the quantized model, piece by piece, each piece after all before it are integers.
 
+Where the recipe says so the network is turned from the inside first, and layers with massive activations keep 8 bits.
 For each piece of the network: measure its layers' inputs in float; fold scales and shifts where that helps; then, layer
 by layer in execution order, fix the input quantizer, round the weights and correct the bias on what the already
 quantized network delivers; at last, where the recipe says so, reconstruct the block. Every step is judged on images it
@@ -22,10 +23,12 @@ from calib.align.config import CalibrateConfig
 from calib.align.distill import Lesson, distill
 from calib.align.inputs import Split, arguments, in_batches, layer_inputs, point_inputs, require_finite, sample
 from calib.align.layer import LayerRows, quantize_layer
+from calib.align.massive import WIDE, massive_layers
 from calib.align.product import quantize_product
 from calib.align.reconstruct import Job, Suffix, class_share, reconstruct
 from calib.align.reparam import Ends, fold_after_gelu, fold_into_norm, fold_into_values, middle_fold, search_fold
 from calib.align.residual import quantize_residual, set_units
+from calib.align.rotate import rotated
 from calib.align.settle import begin, set_ranges, settle, unsettle
 from calib.allocate import choose_bits
 from calib.calibrated import CalibratedModel
@@ -40,7 +43,7 @@ from calib.quant.surgery import between_layers, prepare, products, set_quantized
 from calib.resume import restore, save
 from calib.scheme import Scheme
 
-ALLOCATE_IMAGES = 32  # that choose the bits of each layer, where the scheme leaves them open
+ALLOCATE_IMAGES = 32  # that choose the bits of each layer, where not all have the same
 SAVE_EVERY_S = 10.0  # pieces that took less together are done again rather than written to disk
 Progress = Callable[[int, int, str], None]
 
@@ -69,17 +72,24 @@ def calibrate(
     config = config or CalibrateConfig()
     _check(images, spec)
     clock = Clock()
-    bits: dict[str, int] | None = None
+    if config.rotate and (scheme.narrow or scheme.residual_bits is not None):
+        with clock("rotate"):
+            model = rotated(model, config.seed)
+    teacher = Teacher(prepare(model, scheme), images, config)
+    weight_bits: dict[str, int] = {}
+    act_bits: dict[str, int] = {}
     report: list[dict[str, Any]] = []
+    few = images[evenly(len(images), ALLOCATE_IMAGES)]
     if scheme.average is not None:
         with clock("allocate"):
-            few = images[evenly(len(images), ALLOCATE_IMAGES)]
-            bits, report = choose_bits(model, scheme, few, config.seed, config.batch)
-    student = prepare(model, scheme, bits)
+            weight_bits, report = choose_bits(model, scheme, few, config.seed, config.batch)
+    elif config.massive is not None and scheme.widens:
+        report = massive_layers(teacher.network, few, config.massive, config.batch)
+        weight_bits = act_bits = {row["layer"]: WIDE for row in report}
+    student = prepare(model, scheme, weight_bits, act_bits)
     set_quantized(student, False)
     split = Split.of(len(images))
     float_stream, quant_stream = images, images
-    teacher = Teacher(prepare(model, scheme), images, config)
     if scheme.integer:
         set_ranges(student, teacher.network, images, config.batch)
     if scheme.residual_bits is not None:

@@ -69,8 +69,14 @@ class CalibratedModel:
         """Write model.safetensors and model.json into an existing ``folder``."""
         state = {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}
         save_file(state, folder / WEIGHTS)
-        bits = {name: layer.weight_bits for name, layer in self.layers().items()}
-        config = {"spec": asdict(self.spec), "scheme": str(self.scheme), "weight_bits": bits, "report": self.report}
+        layers = self.layers().items()
+        config = {
+            "spec": asdict(self.spec),
+            "scheme": str(self.scheme),
+            "weight_bits": {name: layer.weight_bits for name, layer in layers},
+            "act_bits": {name: layer.act_bits for name, layer in layers},
+            "report": self.report,
+        }
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
     @classmethod
@@ -82,7 +88,7 @@ class CalibratedModel:
         fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
         spec = ModelSpec(**fields)
         scheme = parse(config["scheme"])
-        module = prepare(spec.build(), scheme, config["weight_bits"])
+        module = prepare(spec.build(), scheme, config["weight_bits"], config["act_bits"])
         state = load_file(root / WEIGHTS)
         load_numbers(module, state)
         set_quantized(module, True)

@@ -25,10 +25,11 @@ REAL = "real"
 # What calibration does beyond rounding to the nearest level; docs/calibration.md says how long each takes.
 GPTQ = LayerConfig(rounding="gptq", flatten=0.8)  # docs/decisions/0029-flattened-moments.md
 CLASS_SHARE = (0.1, 0.5)  # docs/decisions/0031-the-class-token.md
+OWN = CalibrateConfig(rotate=True, massive=16.0, layer=GPTQ)  # docs/decisions/0034-rotation-and-massive-layers.md
 BUDGETS: dict[str, CalibrateConfig] = {
-    "fast": CalibrateConfig(layer=GPTQ),
-    "default": CalibrateConfig(layer=GPTQ, reconstruct=ReconstructConfig(iterations=150, class_share=CLASS_SHARE)),
-    "max": CalibrateConfig(layer=GPTQ, reconstruct=ReconstructConfig(iterations=600, class_share=CLASS_SHARE)),
+    "fast": OWN,
+    "default": replace(OWN, reconstruct=ReconstructConfig(iterations=150, class_share=CLASS_SHARE)),
+    "max": replace(OWN, reconstruct=ReconstructConfig(iterations=600, class_share=CLASS_SHARE)),
 }
 DEFAULT_BUDGET = "default"
 

@@ -1,10 +1,11 @@
 """The recipe grammar: what ``--bits`` means. Parsed once here, printed back the same way everywhere.
 
-``w<W>a<A>[+attn8][+res8][+g<G>][+int]`` with W in 2..8 weight bits, A in 2..8 or 16 activation bits (16 = activations
-stay float), ``auto:<AVG>`` gives each layer 4-bit or 8-bit weights, AVG bits a weight on average, 8-bit activations.
-``+attn8`` for 8-bit attention products, ``+res8`` for an 8-bit residual stream, ``+g64`` for weight groups of 64 input
-channels (with float activations only), ``+int`` for integers from the image's quantizer to the head's sums: attention
-products, softmax, GELU, LayerNorm and the residual stream.
+``w<W>a<A>[+attn8][+res8][+g<G>][+int][+uniform]`` with W in 2..8 weight bits, A in 2..8 or 16 activation bits (16 =
+activations stay float), ``auto:<AVG>`` gives each layer 4-bit or 8-bit weights, AVG bits a weight on average, 8-bit
+activations. ``+attn8`` for 8-bit attention products, ``+res8`` for an 8-bit residual stream, ``+g64`` for weight groups
+of 64 input channels (with float activations only), ``+int`` for integers from the image's quantizer to the head's sums:
+attention products, softmax, GELU, LayerNorm and the residual stream. ``+uniform`` holds every layer but the patch
+embedding to W and A: else those with massive activations keep 8 bits (``calib.align.massive``).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Scheme:
         integer: True when softmax, GELU, LayerNorm and the residual stream are integers too; ``attn_bits`` is then 8.
         average: mean bits a weight where each layer gets 4 or 8 of its own; ``weight_bits`` is then the fewest.
         residual_bits: 8 when the residual stream is quantized at every point, else None.
+        uniform: True when no layer may be wider than ``weight_bits`` and ``act_bits``.
     """
 
     weight_bits: int
@@ -46,6 +48,7 @@ class Scheme:
     integer: bool = False
     average: float | None = None
     residual_bits: int | None = None
+    uniform: bool = False
 
     def __post_init__(self) -> None:
         if self.integer:
@@ -56,6 +59,16 @@ class Scheme:
         """True for weight-only schemes (``a16``)."""
         return self.act_bits == 16
 
+    @property
+    def narrow(self) -> bool:
+        """True where weights or activations have fewer than 8 bits."""
+        return self.weight_bits < 8 or self.act_bits < 8
+
+    @property
+    def widens(self) -> bool:
+        """True where single layers may be given 8 bits: integer layers of fewer, not ``+uniform``, not ``auto``."""
+        return self.narrow and not (self.float_activations or self.uniform or self.average is not None)
+
     def __str__(self) -> str:
         text = f"w{self.weight_bits}a{self.act_bits}" if self.average is None else f"auto:{self.average:g}"
         if self.attn_bits is not None and not self.integer:
@@ -64,7 +77,7 @@ class Scheme:
             text += f"+res{self.residual_bits}"
         if self.group is not None:
             text += f"+g{self.group}"
-        return text + ("+int" if self.integer else "")
+        return text + ("+int" if self.integer else "") + ("+uniform" if self.uniform else "")
 
 
 def parse(text: str) -> Scheme:
@@ -90,7 +103,7 @@ def parse(text: str) -> Scheme:
         raise _bad(text, f"weights take 2 to 8 bits, not {weight_bits}")
     if not (2 <= act_bits <= 8 or act_bits == 16):
         raise _bad(text, f"activations take 2 to 8 bits, or 16 for float, not {act_bits}")
-    attn_bits, residual_bits, group, integer = None, None, None, False
+    attn_bits, residual_bits, group, integer, uniform = None, None, None, False, False
     for extra in extras:
         if extra == "attn8":
             attn_bits = 8
@@ -98,12 +111,17 @@ def parse(text: str) -> Scheme:
             residual_bits = 8
         elif extra == "int":
             integer = True
+        elif extra == "uniform":
+            uniform = True
         elif extra in {f"g{size}" for size in GROUPS}:
             group = int(extra[1:])
         else:
-            known = ", ".join(["+attn8", "+res8", "+int", *(f"+g{size}" for size in GROUPS)])
+            known = ", ".join(["+attn8", "+res8", "+int", "+uniform", *(f"+g{size}" for size in GROUPS)])
             raise _bad(text, f"unknown option +{extra}; known: {known}")
-    return Scheme(weight_bits, act_bits, attn_bits, group, integer, residual_bits=residual_bits)
+    found = Scheme(weight_bits, act_bits, attn_bits, group, integer, residual_bits=residual_bits)
+    if uniform and not found.widens:
+        raise _bad(text, f"+uniform says nothing here: no layer of {found} has other bits")
+    return replace(found, uniform=uniform)
 
 
 def require_buildable(scheme: Scheme) -> None:

@@ -59,6 +59,12 @@ def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> Non
         say("RANDOM WEIGHTS: LATENCY MEANS SOMETHING, ACCURACY MEANS NOTHING", "bold red")
     source = "no real image read" if manifest.data_free else "REAL IMAGES WERE READ FOR CALIBRATION"
     say(f"{manifest.method}, {manifest.images} images, seed {manifest.seed}: {source}")
+    for row in manifest.provenance["calibration"]:
+        if row["step"] == "widen":
+            say(
+                f"{row['layer']} keeps 8 bits: its largest channel reaches {row['largest']:.0f}, the median one "
+                f"{row['median']:.1f} ({manifest.scheme}+uniform leaves none wider)"
+            )
     sizes = [f"{entry.target} graph {entry.bytes / 1e6:.1f} MB" for entry in manifest.files if entry.role == "graph"]
     say(f"{', '.join(sizes)}, float32 twin {bundle.entry('float_twin').bytes / 1e6:.1f} MB")
     if reported := manifest.reported:

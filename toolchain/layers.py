@@ -29,7 +29,7 @@ def layer_steps(report: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
         if entry["step"] == "reparameterise":
             put("reparameterise", entry["error_off"], entry["error"], entry["strength"] is not None)
-        elif entry["step"] == "allocate":
+        elif entry["step"] in ("allocate", "widen"):
             continue
         elif entry["step"] == "quantize":
             put("round", None, entry["error"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -26,7 +27,12 @@ EMBED_BITS = 8
 _Part = TypeVar("_Part", bound=nn.Module)
 
 
-def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None = None) -> Network:
+def prepare(
+    model: Network,
+    scheme: Scheme,
+    weight_bits: Mapping[str, int] | None = None,
+    act_bits: Mapping[str, int] | None = None,
+) -> Network:
     """A copy of ``model`` ready to be calibrated; still float, equal to the original up to rounding.
 
     Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
@@ -35,7 +41,7 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
     ``+int`` everything between the layers has an integer form.
 
     Args:
-        weight_bits: of single layers, by name, where they are not the scheme's.
+        weight_bits, act_bits: of single layers, by name, where they are not the scheme's.
 
     Raises:
         IntvitError: the network uses a timm feature that cannot be lowered; every such feature is named. Or see
@@ -47,11 +53,12 @@ def prepare(model: Network, scheme: Scheme, weight_bits: dict[str, int] | None =
     for site in sites(student):
         layer = student.get_submodule(site.name)
         if site.kind == "embed":
-            act_bits = scheme.act_bits if scheme.float_activations else EMBED_BITS
-            replacement: QuantLinear = QuantPatchConv(layer, EMBED_BITS, act_bits)
+            read = scheme.act_bits if scheme.float_activations else EMBED_BITS
+            replacement: QuantLinear = QuantPatchConv(layer, EMBED_BITS, read)
         else:
             bits = (weight_bits or {}).get(site.name, scheme.weight_bits)
-            replacement = QuantLinear(layer.weight, layer.bias, bits, scheme.act_bits, scheme.group)
+            read = (act_bits or {}).get(site.name, scheme.act_bits)
+            replacement = QuantLinear(layer.weight, layer.bias, bits, read, scheme.group)
         student.set_submodule(site.name, replacement)
     for name in block_names(student):
         block = student.get_submodule(name)
@@ -72,11 +79,17 @@ def _fold_block(block: Network) -> None:
     attn.qkv.weight[:rows] *= attn.scale
     attn.qkv.bias[:rows] *= attn.scale
     attn.scale = 1.0
-    for scale_name, layer in (("ls1", attn.proj), ("ls2", block.mlp.fc2)):
+    fold_layer_scale(block)
+
+
+def fold_layer_scale(block: Network) -> None:
+    """Move LayerScale into the layer before it, in place, where the block has any."""
+    for scale_name, layer in (("ls1", block.attn.proj), ("ls2", block.mlp.fc2)):
         layer_scale = getattr(block, scale_name, nn.Identity())
         if not isinstance(layer_scale, nn.Identity):
             layer.weight *= layer_scale.gamma[:, None]
-            layer.bias *= layer_scale.gamma
+            if layer.bias is not None:
+                layer.bias *= layer_scale.gamma
             setattr(block, scale_name, nn.Identity())
 
 

@@ -373,3 +373,57 @@ def test_on_a_gpu_it_is_as_good_and_can_be_kept(tmp_path: Path) -> None:
     assert quality(model, VIT_SIDE, there) > quality(model, VIT_SIDE, here) - 3
     kept = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in there.module.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_layer_with_massive_activations_keeps_eight_bits_unless_told_not_to() -> None:
+    model = tiny_vit()
+    model.blocks[1].mlp.fc1.weight[5] *= 200
+    config = replace(FEW, massive=16.0)
+    name = "blocks.1.mlp.fc2"
+    wide, uniform = (
+        calibrate(model, spec_of(model, VIT_SIDE), parse(scheme), pictures(8, VIT_SIDE), config)
+        for scheme in ("w4a4", "w4a4+uniform")
+    )
+    widths = {key: (layer.weight_bits, layer.act_bits) for key, layer in wide.layers().items()}
+    assert widths.pop(name) == (8, 8) and widths.pop("patch_embed.proj") == (8, 8)
+    assert set(widths.values()) == {(4, 4)}
+    assert wide.layers()[name].weight_q.abs().max() > weight_limit(4)
+    assert [row["layer"] for row in wide.report if row["step"] == "widen"] == [name]
+    assert uniform.layers()[name].act_bits == 4 and not any(row["step"] == "widen" for row in uniform.report)
+    errors = [
+        next(row["error"] for row in made.report if row["step"] == "quantize" and row["layer"] == name)
+        for made in (wide, uniform)
+    ]
+    assert errors[0] < errors[1] / 10
+
+
+@pytest.mark.parametrize(
+    ("make", "side", "last"), [(tiny_vit, VIT_SIDE, "head"), (tiny_swin, SWIN_SIDE, "head.fc")], ids=["vit", "swin"]
+)
+@torch.no_grad()
+def test_a_turned_network_is_calibrated_towards_the_one_given(make: Any, side: int, last: str) -> None:
+    model = make()
+    config = replace(FEW, rotate=True, reconstruct=ReconstructConfig(iterations=4, batch=4))
+    made = calibrate(model, spec_of(model, side), parse("w6a8"), pictures(8, side), config)
+    assert quality(model, side, made) > 25
+    assert not torch.allclose(made.layers()[last].weight, model.get_submodule(last).weight, atol=0.1)
+    plain = calibrate(model, spec_of(model, side), parse("w8a8"), pictures(8, side), replace(config, fold="off"))
+    assert torch.allclose(plain.layers()[last].weight, model.get_submodule(last).weight, atol=1e-6)
+
+
+@torch.no_grad()
+def test_turning_tames_an_outlying_channel_at_few_bits() -> None:
+    model = tiny_vit()
+    for block in model.blocks:
+        for norm, layer in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
+            norm.weight[3] *= 40
+            norm.bias[3] *= 40
+            layer.weight[:, 3] /= 40
+    plain = replace(FEW, fold="off")
+    turned = replace(plain, rotate=True)
+    without, with_it = (
+        calibrate(model, spec_of(model, VIT_SIDE), parse("w4a4"), pictures(8, VIT_SIDE), config)
+        for config in (plain, turned)
+    )
+    assert quality(model, VIT_SIDE, with_it) > quality(model, VIT_SIDE, without) + 5

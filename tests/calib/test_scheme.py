@@ -51,6 +51,13 @@ def test_widths_mean_what_they_say() -> None:
     assert not parse("w4a8").float_activations
 
 
+def test_single_layers_may_be_wider_where_integers_are_few_unless_told() -> None:
+    assert all(parse(text).widens for text in ("w4a4", "w4a8", "w3a8+attn8", "w8a4"))
+    assert not any(parse(text).widens for text in ("w8a8", "w4a16", "auto:5", "w4a4+uniform"))
+    assert parse("w4a8+uniform+res8") == Scheme(4, 8, residual_bits=8, uniform=True)
+    assert str(parse("w4a8+uniform+res8")) == "w4a8+res8+uniform"
+
+
 @pytest.mark.parametrize(
     ("text", "why", "near"),
     [
@@ -64,9 +71,12 @@ def test_widths_mean_what_they_say() -> None:
         ("4-bit", "a scheme is", "near matches: w4a8, "),
         ("w8", "a scheme is", "near matches: w8a8, "),
         ("", "a scheme is", "w8a8"),
-        ("w8a8+attn4", "unknown option +attn4; known: +attn8, +res8, +int, +g16, +g32, +g64, +g128", "w8a8+attn8"),
+        ("w8a8+attn4", "option +attn4; known: +attn8, +res8, +int, +uniform, +g16, +g32, +g64, +g128", "w8a8+attn8"),
         ("w8a8+res16", "unknown option +res16; known: ", "w8a8+res8"),
         ("w8a8+g65", "unknown option +g65", "w8a8"),
+        ("w8a8+uniform", "+uniform says nothing here: no layer of w8a8 has other bits", "w8a8"),
+        ("w4a16+uniform", "+uniform says nothing here", "w4a16"),
+        ("auto:5+uniform", "a scheme is", "w8a8"),
         ("w8a8+", "unknown option +", "w8a8"),
         ("w-8a8", "a scheme is", "w8a8"),
         ("w8a8\n+attn8", "a scheme is", "w8a8+attn8"),

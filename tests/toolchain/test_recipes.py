@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from calib import recipes
 from calib.align.config import FORMS, DistillConfig
+from calib.models import load
 from runtime import cli
 from runtime.bundle import Bundle
 from runtime.parity import check
@@ -74,3 +76,21 @@ def test_bits_chosen_layer_by_layer_run_as_chosen(tmp_path: Path) -> None:
     assert {layer.weight_bits for layer in bundle.manifest.layers} == {4, 8}
     chosen = {row["layer"]: row["weight_bits"] for row in report(bundle) if row["step"] == "allocate"}
     assert {layer.name: layer.weight_bits for layer in bundle.manifest.layers if layer.name in chosen} == chosen
+
+
+@pytest.mark.timeout(300)
+def test_a_layer_behind_a_massive_neuron_runs_in_eight_bits_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load("vit_digits").module.state_dict()
+    state["blocks.1.mlp.fc1.weight"][3] *= 300
+    save_file(state, tmp_path / "massive.safetensors")
+    options = ["--method", "procedural", "--checkpoint", str(tmp_path / "massive.safetensors")]
+    bundle = built(tmp_path, "--bits", "w4a4", "--target", "ort,openvino,tensorrt", *options)
+    (row,) = [row for row in report(bundle) if row["step"] == "widen"]
+    assert row["layer"] == "blocks.1.mlp.fc2" and row["channel"] == 3
+    widths = {layer.name: (layer.weight_bits, layer.activation_bits) for layer in bundle.manifest.layers}
+    assert [name for name, bits in widths.items() if bits == (8, 8)] == ["patch_embed.proj", row["layer"]]
+    assert check(bundle).ok and check(bundle, backend="openvino").ok
+    said = capsys.readouterr().out
+    assert "blocks.1.mlp.fc2 keeps 8 bits" in said and "w4a4+uniform leaves none wider" in said
