@@ -5,8 +5,8 @@ ViT-Ti with its real weights; the integer engine's top-1 on the 1,000 photograph
 synthesis ablation, each with its own recipe's calibration; ``--correction`` replaces that of the recipe. Beside top-1
 stand the fake-quant model's, and the mean divergence of the engine's output from the float network's on the same
 photographs: KL(float || engine) in nats, which moves less by chance than top-1. Rows are saved as they come, with the
-seconds and the peak memory of the calibration; a later run keeps them. The images are those of the synthesis benches
-(benches/synthesis_sets.py). ``--device cuda`` makes images and calibrates on a GPU.
+seconds and the peak memory of the calibration and the layers that keep 8 bits; a later run keeps them. The images are
+those of the synthesis benches (benches/synthesis_sets.py). ``--device cuda`` makes images and calibrates on a GPU.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def measure(loaded: LoadedModel, exam: Exam, row: dict[str, Any], device: str) -
         "fake_quant_top1": exam.top1(model.logits(photos, BATCH)),
         "blocks_accepted": sum(each["accepted"] for each in blocks),
         "blocks": len(blocks),
+        "wide": [each["layer"] for each in model.report if each["step"] == "widen"],
         "block_errors": [[each["before"], each["after"]] for each in blocks],
     }
     if made.synthesis is None:

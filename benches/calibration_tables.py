@@ -20,9 +20,21 @@ def _over_seeds(values: list[float]) -> str:
 
 
 def accuracy(record: Record) -> str:
-    """Engine top-1 by scheme, images, budget and correction, the mean over seeds with their standard deviation."""
+    """Engine top-1 by scheme, images, budget and correction, the mean over seeds with their standard deviation.
+
+    Rows of what is no longer done are left out: those whose method has a remark in brackets.
+    """
+    return _accuracy(record, [row for row in record["rows"] if "(" not in row["method"]])
+
+
+def accuracy_before(record: Record) -> str:
+    """The same of the other rows."""
+    return _accuracy(record, [row for row in record["rows"] if "(" in row["method"]])
+
+
+def _accuracy(record: Record, chosen: list[Record]) -> str:
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for row in record["rows"]:
+    for row in chosen:
         own = (row["scheme"], _images(row), row["images"], row["budget"], row.get("correction") or "own")
         groups[own].append(row)
     head = [

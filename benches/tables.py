@@ -207,6 +207,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "accuracy_throughput": accuracy_throughput,
     "ablate_calibration": ablate_calibration,
     "calibration_accuracy": calibration_tables.accuracy,
+    "calibration_before": calibration_tables.accuracy_before,
     "calibration_headline": calibration_tables.headline,
     "synthesis_accuracy": synthesis_tables.accuracy,
     "synthesis_sets": synthesis_tables.sets,
@@ -219,6 +220,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
 SOURCES: dict[str, Callable[[], str]] = {"lint_rules": lint_rules}  # tables for which nothing is measured
 # tables made from the record of another name
 RECORDS = {
+    "calibration_before": "calibration_accuracy",
     "calibration_headline": "calibration_accuracy",
     "synthesis_sets": "synthesis_accuracy",
     "gpu_blocks": "gpu_kernels",

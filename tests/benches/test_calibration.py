@@ -9,7 +9,7 @@ import torch
 
 from benches import calibration_accuracy
 from benches.calibration_accuracy import Exam, answers, drawn, measure
-from benches.calibration_tables import accuracy, headline
+from benches.calibration_tables import accuracy, accuracy_before, headline
 from benches.engines import engine_logits
 from calib.align.config import CalibrateConfig
 from calib.calibrate import calibrate
@@ -42,6 +42,13 @@ def test_the_table_takes_means_over_seeds_and_puts_wide_weights_first() -> None:
     assert lines[5] == "| w4a8 | real | 128 | default | own | 1 | 85.0 | – | – | 84.5 | 100 | 2.0 |"
     assert lines[6] == "| w4a8 | spdfq: APA, 100 iterations | 32 | default | diag | 1 | 84.0 | – | – | – | – | 2.0 |"
     assert lines[7].startswith("| w3a8 | best")
+
+
+def test_rows_of_what_was_given_up_have_a_table_of_their_own() -> None:
+    record = {"float_top1": 87.54, "rows": [row(), row(method="best (not turned)", top1=83.0)]}
+    now, before = accuracy(record).splitlines(), accuracy_before(record).splitlines()
+    assert now[4:] == ["| w4a8 | best | 128 | default | own | 1 | 84.0 | – | – | – | 100 | 2.0 |"]
+    assert before[4:] == ["| w4a8 | best (not turned) | 128 | default | own | 1 | 83.0 | – | – | – | 100 | 2.0 |"]
 
 
 def test_the_headline_leaves_out_what_is_not_comparable() -> None:

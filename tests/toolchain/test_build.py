@@ -123,7 +123,7 @@ def test_the_bundle_holds_what_the_issue_asks_for(quick: Built) -> None:
     assert all(
         cost[stage]["seconds"] > 0 and cost[stage]["peak_mib"] > 50 for stage in ("images", "calibrate", "lower")
     )
-    assert set(cost["calibrate"]["steps_seconds"]) == {"reparameterise", "quantize"}
+    assert set(cost["calibrate"]["steps_seconds"]) == {"rotate", "reparameterise", "quantize"}
     config = json.loads((REPO / "calib/assets/vit_digits.json").read_text())
     assert manifest.provenance["weights_sha256"] == config["sha256"]
     assert {"torch", "timm", "onnxruntime"} <= set(manifest.provenance["versions"])
