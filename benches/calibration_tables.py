@@ -92,6 +92,6 @@ def _images(row: Record) -> str:
     return str(row["method"]) + (f", {steps} iterations" if steps else "")
 
 
-def _widest_first(text: str) -> tuple[int, int]:
+def _widest_first(text: str) -> tuple[int, int, str]:
     scheme = parse(text)
-    return -scheme.weight_bits, -scheme.act_bits
+    return -scheme.weight_bits, -scheme.act_bits, text

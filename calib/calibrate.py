@@ -72,7 +72,7 @@ def calibrate(
     config = config or CalibrateConfig()
     _check(images, spec)
     clock = Clock()
-    if config.rotate and (scheme.narrow or scheme.residual_bits is not None):
+    if config.rotate and scheme.turns:
         with clock("rotate"):
             model = rotated(model, config.seed)
     teacher = Teacher(prepare(model, scheme), images, config)

@@ -5,7 +5,8 @@ activations stay float), ``auto:<AVG>`` gives each layer 4-bit or 8-bit weights,
 activations. ``+attn8`` for 8-bit attention products, ``+res8`` for an 8-bit residual stream, ``+g64`` for weight groups
 of 64 input channels (with float activations only), ``+int`` for integers from the image's quantizer to the head's sums:
 attention products, softmax, GELU, LayerNorm and the residual stream. ``+uniform`` holds every layer but the patch
-embedding to W and A: else those with massive activations keep 8 bits (``calib.align.massive``).
+embedding to W and A: else those with massive activations keep 8 bits (``calib.align.massive``), so that the network can
+be turned (``calib.align.rotate``).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Scheme:
         integer: True when softmax, GELU, LayerNorm and the residual stream are integers too; ``attn_bits`` is then 8.
         average: mean bits a weight where each layer gets 4 or 8 of its own; ``weight_bits`` is then the fewest.
         residual_bits: 8 when the residual stream is quantized at every point, else None.
-        uniform: True when no layer may be wider than ``weight_bits`` and ``act_bits``.
+        uniform: True when no layer may be wider than ``weight_bits`` and ``act_bits``; the network is then not turned
+            either, since a layer with massive activations bears that only with 8 bits.
     """
 
     weight_bits: int
@@ -63,6 +65,11 @@ class Scheme:
     def narrow(self) -> bool:
         """True where weights or activations have fewer than 8 bits."""
         return self.weight_bits < 8 or self.act_bits < 8
+
+    @property
+    def turns(self) -> bool:
+        """True where a rotation is worth it: fewer than 8 bits, or a quantized stream, and not ``+uniform``."""
+        return (self.narrow or self.residual_bits is not None) and not self.uniform
 
     @property
     def widens(self) -> bool:

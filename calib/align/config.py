@@ -108,9 +108,9 @@ class CalibrateConfig:
         a fold looks at. reconstruct: block reconstruction, or None. distill: of the whole network at last, or None.
         layer_images: most images, evenly spaced among all, that the steps before reconstruction look at. batch: images
         a forward pass. seed: of the choice of rows, the order of images and the rotations. rotate: turn the residual
-        stream and the values of every head first, where the scheme has fewer than 8 bits or a quantized stream.
-        massive: layers behind GELU whose largest channel exceeds this many times the median one keep 8 bits, where the
-        scheme has fewer; None = none does.
+        stream and the values of every head first, where it is worth it for the scheme (``Scheme.turns``). massive:
+        layers behind GELU whose largest channel exceeds this many times the median one keep 8 bits, where the scheme
+        has fewer; None = none does.
     """
 
     layer: LayerConfig = field(default_factory=LayerConfig)

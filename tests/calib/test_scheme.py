@@ -54,6 +54,8 @@ def test_widths_mean_what_they_say() -> None:
 def test_single_layers_may_be_wider_where_integers_are_few_unless_told() -> None:
     assert all(parse(text).widens for text in ("w4a4", "w4a8", "w3a8+attn8", "w8a4"))
     assert not any(parse(text).widens for text in ("w8a8", "w4a16", "auto:5", "w4a4+uniform"))
+    assert all(parse(text).turns for text in ("w4a4", "w4a16", "auto:5", "w8a8+res8"))
+    assert not any(parse(text).turns for text in ("w8a8", "w8a16", "w8a8+attn8", "w4a4+uniform", "w4a8+res8+uniform"))
     assert parse("w4a8+uniform+res8") == Scheme(4, 8, residual_bits=8, uniform=True)
     assert str(parse("w4a8+uniform+res8")) == "w4a8+res8+uniform"
 
