@@ -30,7 +30,7 @@ VARIANTS = {
     "no reconstruction": FAST,
     "no reconstruction, not turned": replace(FAST, rotate=False),
     "no reconstruction, massive layers as narrow as all": replace(FAST, massive=None),
-    "no reconstruction, neither": replace(FAST, rotate=False, massive=None),
+    "no reconstruction, neither turned nor wider": replace(FAST, rotate=False, massive=None),
     "no reconstruction, nearest rounding": replace(FAST, layer=LayerConfig()),
     "and tokens all alike": replace(FAST, layer=LayerConfig(weight_tokens=False)),
     "and no bias correction": replace(FAST, layer=LayerConfig(weight_tokens=False, correction=NO_CORRECTION)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from calib.errors import IntvitError
 from calib.scheme import COMMON, GROUPS, Scheme, parse, require_buildable
 from tests.calib.networks import complete
 
-SCHEMES = st.builds(
+PLAIN = st.builds(
     Scheme,
     st.integers(2, 8),
     st.one_of(st.integers(2, 8), st.just(16)),
@@ -19,6 +21,7 @@ SCHEMES = st.builds(
     st.booleans(),
     residual_bits=st.sampled_from([None, 8]),
 )
+SCHEMES = st.builds(lambda scheme, uniform: replace(scheme, uniform=uniform and scheme.widens), PLAIN, st.booleans())
 
 
 def test_integer_only_implies_integer_attention_and_prints_without_it() -> None:
