@@ -68,7 +68,7 @@ def operands(shape: Shape, rows: int, bits: Bits, seed: int = 0) -> tuple[np.nda
     generator = np.random.default_rng([seed, rows, shape.k, shape.n, bits])
     top = 7 if bits == 4 else 127
     a = generator.integers(-128, 128, (rows, shape.k)).astype(np.int8)
-    levels = generator.integers(-top, top + 1, (shape.n, shape.k)).astype(np.int8)
+    levels = generator.integers(-8 if bits == 4 else -top, top + 1, (shape.n, shape.k)).astype(np.int8)
     scale = (4 / (74 * top * 0.58 * np.sqrt(shape.k)) * generator.uniform(0.3, 2, shape.n)).astype(np.float32)
     bias = generator.standard_normal(shape.n).astype(np.float32)
     return a, levels, scale, bias, generator.uniform(0.3, 2, shape.n).astype(np.float32)

@@ -32,7 +32,7 @@ class Scheme:
     """Bit widths of a quantized model.
 
     Attributes:
-        weight_bits: 2..8, signed symmetric per output channel, or per group of each.
+        weight_bits: 2..8, signed, zero point 0, a scale per output channel, or per group of each.
         act_bits: 2..8, or 16 for float activations (weight-only).
         attn_bits: 8 when both attention products are quantized, else None.
         group: input channels that share a weight scale, or None for one scale per output channel.

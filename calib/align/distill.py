@@ -38,6 +38,7 @@ from calib.models import ModelSpec
 from calib.network import Network
 from calib.precision import has_fast_bf16
 from calib.quant.families import sites
+from calib.quant.grid import weight_grid
 from calib.quant.linear import QuantLinear, per_weight
 from calib.quant.quantizer import levels
 from calib.quant.surgery import between_layers
@@ -72,7 +73,7 @@ class LsqLinear(nn.Module):
     """A quantized ``layer`` whose float weights, bias and activation step learn.
 
     Attributes:
-        weight: (N, K), rounded at every step with the scale max|w| / limit of its row or group. bias: (N,).
+        weight: (N, K), rounded at every step with the scale max|w| / highest level of its row or group. bias: (N,).
         step: (), the activation step, learned with LSQ's gradient scale 1 / sqrt(values * largest level); None where
         activations stay float.
     """
@@ -86,7 +87,9 @@ class LsqLinear(nn.Module):
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         scale = extreme_scale(self.weight.detach(), self.layer.weight_bits, self.layer.group)
-        return straight_round(self.weight / per_weight(scale, self.weight.shape[1])), scale
+        grid = weight_grid(self.layer.weight_bits)
+        index = grid.index(self.weight / per_weight(scale, self.weight.shape[1]))
+        return grid.level(straight_round(index)), scale
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N) float32."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from calib.align.config import DAMPING
-from calib.align.rounding import weight_limit
+from calib.quant.grid import weight_grid
 from calib.quant.linear import per_weight
 
 BLOCK = 64
@@ -53,14 +53,14 @@ def damped(moment: Tensor, damping: float = DAMPING) -> Tensor:
 
 
 def gptq(weight: Tensor, scale: Tensor, bits: int, moment: Tensor, damping: float = DAMPING) -> Tensor:
-    """Integer weights (N, K) int8 in -limit..limit for fixed scales.
+    """Integer weights (N, K) int8 for fixed scales.
 
     Args:
         weight: (N, K) float32. scale: (N,) or (N, K / group) > 0. bits: 2..8.
         moment: (K, K), symmetric, positive semi-definite, from ``second_moment``.
         damping: added to the diagonal, as a share of its mean.
     """
-    limit = weight_limit(bits)
+    grid = weight_grid(bits)
     order = torch.argsort(moment.diagonal(), descending=True, stable=True)
     inverse = torch.linalg.inv(damped(moment.double(), damping)[order][:, order])
     upper = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True).float()
@@ -71,7 +71,7 @@ def gptq(weight: Tensor, scale: Tensor, bits: int, moment: Tensor, damping: floa
         end = min(begin + BLOCK, left.shape[1])
         errors = torch.empty_like(left[:, begin:end])
         for j in range(begin, end):
-            found[:, j] = torch.clamp(torch.round(left[:, j] / scales[:, j]), -limit, limit)
+            found[:, j] = grid.nearest(left[:, j] / scales[:, j])
             error = (left[:, j] - found[:, j] * scales[:, j]) / upper[j, j]
             left[:, j:end] -= torch.outer(error, upper[j, j:end])
             errors[:, j - begin] = error

@@ -1,4 +1,4 @@
-"""Round weights: the scale of least weighted squared error, symmetric, round half to even.
+"""Round weights to the levels they may have (``calib.quant.grid``): the scale of least weighted squared error.
 
 One scale a row of (N, K): (N,). With ``group`` one for every ``group`` neighbouring columns of a row, (N, K / group),
 each chosen as if its columns were a row of their own.
@@ -9,22 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from calib.quant.grid import weight_grid
 from calib.quant.linear import per_weight
 
 
-def weight_limit(bits: int) -> int:
-    """Largest weight level, 2^(b-1) - 1; the smallest is its negative."""
-    return (1 << (bits - 1)) - 1
-
-
 def extreme_scale(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
-    """> 0: the scales that put the largest weight of every row, or group, of (N, K) at the last level."""
+    """> 0: the scales that put the largest magnitude of every row, or group, of (N, K) at the highest level."""
     return _ungrouped(_extreme(_grouped(weight, group), bits), group)
 
 
 def _extreme(parts: Tensor, bits: int) -> Tensor:
     """(N, G) from (N, G, K / G)."""
-    return parts.abs().amax(-1).clamp_min(1e-8) / weight_limit(bits)
+    return parts.abs().amax(-1).clamp_min(1e-8) / weight_grid(bits).high
 
 
 def _grouped(weight: Tensor, group: int | None) -> Tensor:
@@ -42,22 +38,22 @@ def search_rounding(
 ) -> tuple[Tensor, Tensor]:
     """Integer weights and scales that minimise ``sum_j importance_j (w_j - s q_j)^2`` in every row, or group.
 
-    The scale is searched over ``steps`` fractions of max|w| / limit, from 1 down to 0.5 (0.8 at 8 bits).
+    The scale is searched over ``steps`` fractions of max|w| / highest level, from 1 down to 0.5 (0.8 at 8 bits).
 
     Args:
         weight: (N, K) float32. bits: 2..8. importance: (K,) >= 0, the mean square of input channel j.
 
     Returns:
-        levels (N, K) int8 in -limit..limit, scale (N,) or (N, K / group) float32 > 0.
+        levels (N, K) int8, scale (N,) or (N, K / group) float32 > 0.
     """
-    limit = weight_limit(bits)
+    grid = weight_grid(bits)
     parts, weights = _grouped(weight, group), _grouped(importance, group)
     full = _extreme(parts, bits)
     best_error = torch.full_like(full, float("inf"))
     best_scale = full.clone()
     for fraction in torch.linspace(1.0, 0.8 if bits >= 8 else 0.5, steps).tolist():
         scale = full * fraction
-        rounded = torch.clamp(torch.round(parts / scale[..., None]), -limit, limit)
+        rounded = grid.nearest(parts / scale[..., None])
         error = ((parts - rounded * scale[..., None]).square() * weights).sum(-1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
@@ -74,8 +70,7 @@ def extreme_rounding(weight: Tensor, bits: int, group: int | None = None) -> tup
 
 def nearest(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """The levels (N, K) int8 nearest to ``weight`` (N, K) for given scales, (N,) or (N, K / group)."""
-    limit = weight_limit(bits)
-    return torch.clamp(torch.round(weight / per_weight(scale, weight.shape[1])), -limit, limit).to(torch.int8)
+    return weight_grid(bits).nearest(weight / per_weight(scale, weight.shape[1])).to(torch.int8)
 
 
 def token_importance(rows: Tensor, weighted: bool = True) -> Tensor:

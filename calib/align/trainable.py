@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calib.align.rounding import weight_limit
 from calib.quant.attention import QuantProduct
+from calib.quant.grid import weight_grid
 from calib.quant.linear import QuantLinear, per_weight
 from calib.quant.quantizer import levels
 from calib.quant.residual import QuantResidual
@@ -87,22 +87,22 @@ class TrainableLinear(nn.Module):
     groups.
 
     Attributes:
-        latent: (N, K), v times ``weight_unit``, v being the weights in units of their steps, within the levels;
-        rounded, v starts as the layer's own levels. log_weight_step: (N,), or (N, K / group). log_step: () or None.
+        latent: (N, K), v times ``weight_unit``, v being where the weights lie among the levels (``grid.index``);
+        rounded, v starts at the layer's own. log_weight_step: (N,), or (N, K / group). log_step: () or None.
         shift: (N,), what the bias has moved, in units of ``unit``. unit: (), the root mean square of the layer's float
-        output. weight_unit: (N, 1), ones; or each weight's first step where ``absolute``. drop: of activations below 8
-        bits, or None.
+        output. weight_unit: (N, 1), ones; or the first distance between each weight's levels where ``absolute``. drop:
+        of activations below 8 bits, or None.
     """
 
     def __init__(self, layer: QuantLinear, unit: float, drop: Drop | None = None, absolute: bool = False) -> None:
         super().__init__()
         self.layer = layer
-        self.limit = weight_limit(layer.weight_bits)
+        self.grid = weight_grid(layer.weight_bits)
         steps = per_weight(layer.weight_scale, layer.in_features)
-        self.weight_unit = steps.clone() if absolute else torch.ones_like(layer.bias)[:, None]
-        level = layer.weight_q.float()
-        left = layer.weight / steps - level
-        start = (level + left.clamp(-MARGIN, MARGIN)).clamp(-self.limit, self.limit)
+        self.weight_unit = steps * self.grid.spacing if absolute else torch.ones_like(layer.bias)[:, None]
+        index = self.grid.index(layer.weight_q.float())
+        left = self.grid.index(layer.weight / steps) - index
+        start = (index + left.clamp(-MARGIN, MARGIN)).clamp(self.grid.first, self.grid.last)
         self.latent = nn.Parameter(start * self.weight_unit)
         self.log_weight_step = nn.Parameter(layer.weight_scale.log())
         self.shift = nn.Parameter(torch.zeros_like(layer.bias))
@@ -114,7 +114,7 @@ class TrainableLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N) float32. The product runs in the autocast type: integers to 8 bits are exact in bf16."""
         values = self.layer.scaled(x.float())
-        weight = straight_round(self.latent / self.weight_unit)
+        weight = self.grid.level(straight_round(self.latent / self.weight_unit))
         step = self.log_weight_step.exp()
         if self.layer.group is not None:
             weight, step = weight * per_weight(step, weight.shape[1]), torch.ones_like(self.layer.bias)
@@ -131,14 +131,14 @@ class TrainableLinear(nn.Module):
     @torch.no_grad()
     def project(self) -> None:
         """Bring weights that a step took beyond the last level back to it, where they can turn round."""
-        limit = self.limit * self.weight_unit
-        self.latent.copy_(torch.minimum(torch.maximum(self.latent, -limit), limit))
+        first, last = (end * self.weight_unit for end in (self.grid.first, self.grid.last))
+        self.latent.copy_(torch.minimum(torch.maximum(self.latent, first), last))
 
     @torch.no_grad()
     def commit(self) -> QuantLinear:
         """Put the learned numbers into the plain layer and return it."""
         layer = self.layer
-        layer.set_weights((self.latent / self.weight_unit).round(), self.log_weight_step.exp())
+        layer.set_weights(self.grid.level((self.latent / self.weight_unit).round()), self.log_weight_step.exp())
         layer.bias += self.unit * self.shift
         if self.log_step is not None:
             assert layer.in_quant is not None

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from runtime.errors import IntvitError
 
 STEP = 64  # channels of k in one stage of the kernels' pipeline
-INT4_MAX = 7
-INT8_MAX = 127
+INT4 = -8, 7  # the levels that a kernel takes
+INT8 = -127, 127
 
 
 def padded(k: int) -> int:
@@ -28,11 +28,12 @@ def padded(k: int) -> int:
     return -(-k // STEP) * STEP
 
 
-def _checked(levels: npt.NDArray[np.int8], largest: int) -> npt.NDArray[np.int8]:
+def _checked(levels: npt.NDArray[np.int8], allowed: tuple[int, int]) -> npt.NDArray[np.int8]:
     if levels.ndim != 2 or levels.dtype != np.int8 or not levels.size:
         raise IntvitError("weights cannot be packed", why=f"they are {levels.dtype} {levels.shape}, not int8 (n, k)")
-    if int(levels.max()) > largest or int(levels.min()) < -largest:
-        why = f"levels are {levels.min()}..{levels.max()}, not -{largest}..{largest}"
+    low, high = allowed
+    if int(levels.max()) > high or int(levels.min()) < low:
+        why = f"levels are {levels.min()}..{levels.max()}, not {low}..{high}"
         raise IntvitError("weights cannot be packed", why=why)
     return np.pad(levels, ((0, 0), (0, padded(levels.shape[1]) - levels.shape[1])))
 
@@ -43,16 +44,16 @@ def pack_int8(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     Raises:
         IntvitError: another type, another number of dimensions, or a level out of range.
     """
-    return _checked(levels, INT8_MAX)
+    return _checked(levels, INT8)
 
 
 def pack_int4(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """Levels -7..7, int8 (n, k), as uint8 (n, k' / 2).
+    """Levels -8..7, int8 (n, k), as uint8 (n, k' / 2).
 
     Raises:
         IntvitError: another type, another number of dimensions, or a level out of range.
     """
-    bits = _checked(levels, INT4_MAX).view(np.uint8) & np.uint8(15)
+    bits = _checked(levels, INT4).view(np.uint8) & np.uint8(15)
     low, high = np.moveaxis(bits.reshape(len(bits), -1, 2, 16), 2, 0)
     packed: npt.NDArray[np.uint8] = (low | high << np.uint8(4)).reshape(len(bits), -1)
     return packed

@@ -72,7 +72,8 @@ def test_a_mixed_model_calibrates_saves_and_loads(tmp_path: Path) -> None:
     rows = {row["layer"]: row["weight_bits"] for row in made.report if row["step"] == "allocate"}
     assert rows == {name: bits[name] for name in linear} and "allocate" in made.seconds
     for each in made.layers().values():
-        assert int(each.weight_q.abs().max()) <= 2 ** (each.weight_bits - 1) - 1
+        low, high = {4: (-8, 7), 8: (-127, 127)}[each.weight_bits]
+        assert low <= int(each.weight_q.min()) and int(each.weight_q.max()) <= high
     made.save(tmp_path)
     kept = json.loads((tmp_path / "model.json").read_text())
     assert kept["weight_bits"] == bits and kept["scheme"] == "auto:6"

@@ -32,7 +32,7 @@ def x(width: int = 4) -> dict[str, np.ndarray]:
 def weight_only(inputs: int, outputs: int = 6) -> ir.Model:
     """A float product of (B, inputs) with INT4 weights, one scale per output channel."""
     rng = np.random.default_rng(inputs)
-    levels = ", ".join(map(str, rng.integers(-7, 8, inputs * outputs)))
+    levels = ", ".join(map(str, rng.integers(-8, 8, inputs * outputs)))
     scales = ", ".join(f"{scale:.6f}" for scale in rng.uniform(0.01, 1, outputs))
     return from_text(f"""<ir_version: 10, opset_import: ["" : 21]>
 g (float[B, {inputs}] x) => (float[B, {outputs}] y)

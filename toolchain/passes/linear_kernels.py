@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from runtime.kernels.nodes import K_MULTIPLE, LINEAR_F16, LINEAR_I8, NAMESPACE, VERSION
-from runtime.kernels.packing import INT4_MAX, INT8_MAX, pack_int4, pack_int8, pack_quantizer
+from runtime.kernels.packing import INT4, INT8, pack_int4, pack_int8, pack_quantizer
 from toolchain.passes.match import Linear, constant, drop, forget, linears, new_constant, only_consumer, set_constant
 from toolchain.passes.shift import Shift, shifts
 
@@ -66,9 +66,9 @@ class LinearKernels(ir.passes.InPlacePass):
         if not found:
             raise ir.passes.PreconditionError("no layer multiplies stored integers with quantized activations")
         for layer in found:
-            largest = INT4_MAX if layer.bits == 4 else INT8_MAX
-            if int(np.abs(layer.levels.astype(np.int16)).max()) > largest:
-                raise ir.passes.PreconditionError(f"{layer.linear.matmul.name}: weights are not within +-{largest}")
+            low, high = INT4 if layer.bits == 4 else INT8
+            if int(layer.levels.min()) < low or int(layer.levels.max()) > high:
+                raise ir.passes.PreconditionError(f"{layer.linear.matmul.name}: weights are not in {low}..{high}")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace the products in the order of the graph: a node may take the next layer's quantizer with it."""

@@ -89,7 +89,7 @@ def test_the_scale_of_every_group_follows_its_largest_weight() -> None:
     assert part.weight.grad is not None and (part.weight.grad != 0).all()
     plain = part.commit()
     assert torch.allclose(plain.integer_output(x), wanted.detach(), atol=1e-5)
-    assert plain.weight_q.unflatten(1, (2, 16)).abs().amax(2).eq(3).all()
+    assert plain.weight_q.unflatten(1, (2, 16)).abs().amax(2).eq(7).all()
 
 
 def test_lsq_scales_the_steps_gradient_by_the_count_of_values_and_levels() -> None:

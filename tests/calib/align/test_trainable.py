@@ -144,13 +144,14 @@ def test_the_levels_are_the_quantizers() -> None:
 def test_weights_at_the_last_level_still_learn() -> None:
     layer = layer_of(0, weight_bits=3)
     made = TrainableLinear(layer, 1.0)
-    assert float(made.latent.detach().abs().max()) == 3
+    assert (made.latent.detach().min(), made.latent.detach().max()) == (-4, 3)
     made(inputs(0)).square().sum().backward()
     assert made.latent.grad is not None and bool((made.latent.grad != 0).all())
     with torch.no_grad():
         made.latent[0, 0], made.latent[0, 1] = 9.0, -9.0
     made.project()
-    assert made.latent[0, :2].tolist() == [3.0, -3.0]
+    assert made.latent[0, :2].tolist() == [3.0, -4.0]
+    assert made.commit().weight_q[0, :2].tolist() == [7, -7]
 
 
 def test_rounding_lets_gradients_through() -> None:

@@ -40,7 +40,7 @@ def operands(bits: Bits, m: int, n: int, k: int) -> tuple[np.ndarray, ...]:
     generator = np.random.default_rng(m * 7919 + n * 31 + k)
     top = 7 if bits == 4 else 127
     a = generator.integers(-128, 128, (m, k)).astype(np.int8)
-    levels = generator.integers(-top, top + 1, (n, k)).astype(np.int8)
+    levels = generator.integers(-8 if bits == 4 else -top, top + 1, (n, k)).astype(np.int8)
     spread = 4 / (74 * top * 0.58 * np.sqrt(k))
     scale = (spread * generator.uniform(0.3, 2, n)).astype(np.float32)
     bias = generator.standard_normal(n).astype(np.float32)
@@ -117,7 +117,7 @@ def test_any_numbers_behind_the_sums(
 ) -> None:
     """Scale, bias, factor, step and shift of any size and sign, any bounds: numpy's int8, bit by bit."""
     generator = np.random.default_rng(seed)
-    a, levels = (generator.integers(-7, 8, (rows, 16)).astype(np.int8) for rows in (3, len(columns)))
+    a, levels = (generator.integers(-8, 8, (rows, 16)).astype(np.int8) for rows in (3, len(columns)))
     scale, bias, factor = np.array(columns, np.float32).T.copy()
     arrays = (a, levels, scale, bias, factor, pack_quantizer(float(step), float(shift), ends))
     np.testing.assert_array_equal(linear(8, output, BY_NAME["64x64"], *arrays), expected(output, *arrays))
@@ -125,8 +125,8 @@ def test_any_numbers_behind_the_sums(
 
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_the_largest_sums(bits: Bits) -> None:
-    """-128 times the largest level, everywhere: 16 times too large in INT4's product, and still in int32."""
-    top = 7 if bits == 4 else 127
+    """-128 times the level of largest magnitude: 16 times too large in INT4's product, and still in int32."""
+    top = -8 if bits == 4 else 127
     a, levels = np.full((3, 3072), -128, np.int8), np.full((5, 3072), top, np.int8)
     one = np.ones(5, np.float32)
     y = linear(bits, "i32", BY_NAME["128x128" if bits == 4 else "64x64"], a, levels, one, one, one, QUANTIZER)

@@ -26,7 +26,7 @@ def drawn(n: int, k: int, bits: int, seed: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
     largest = 7 if bits == 4 else 127
     a = rng.integers(-128, 128, (2, 3, k)).astype(np.int8)
-    levels = rng.integers(-largest, largest + 1, (n, k)).astype(np.int8)
+    levels = rng.integers(-8 if bits == 4 else -largest, largest + 1, (n, k)).astype(np.int8)
     scale = (rng.uniform(0.2, 2, n) / (128 * largest * np.sqrt(k))).astype(np.float32)
     return a, levels, scale, rng.normal(size=n).astype(np.float32)
 

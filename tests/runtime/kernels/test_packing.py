@@ -15,7 +15,7 @@ SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=200)
 
 
 @settings(deadline=None)
-@given(hnp.arrays(np.int8, SHAPES, elements=st.integers(-7, 7)))
+@given(hnp.arrays(np.int8, SHAPES, elements=st.integers(-8, 7)))
 def test_int4_comes_back(levels: np.ndarray) -> None:
     n, k = levels.shape
     packed = pack_int4(levels)
@@ -26,7 +26,7 @@ def test_int4_comes_back(levels: np.ndarray) -> None:
 
 
 @settings(deadline=None)
-@given(hnp.arrays(np.int8, SHAPES, elements=st.integers(-7, 7)))
+@given(hnp.arrays(np.int8, SHAPES, elements=st.integers(-8, 7)))
 def test_a_word_holds_four_levels_and_the_four_sixteen_further(levels: np.ndarray) -> None:
     """Masked, and shifted and masked, as the kernel does it: 16 times the values, as int8."""
     n, k = levels.shape
@@ -57,8 +57,8 @@ def test_padded() -> None:
 @pytest.mark.parametrize(
     ("pack", "levels", "why"),
     [
-        (pack_int4, np.full((1, 1), 8, np.int8), "levels are 8..8, not -7..7"),
-        (pack_int4, np.full((1, 1), -8, np.int8), "levels are -8..-8"),
+        (pack_int4, np.full((1, 1), 8, np.int8), "levels are 8..8, not -8..7"),
+        (pack_int4, np.full((1, 1), -9, np.int8), "levels are -9..-9"),
         (pack_int8, np.full((1, 1), -128, np.int8), "levels are -128..-128"),
         (pack_int4, np.zeros((1, 1), np.int32), "they are int32"),
         (pack_int4, np.zeros(4, np.int8), r"int8 \(4,\)"),
