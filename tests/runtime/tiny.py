@@ -53,7 +53,7 @@ class Spec:
             top = 2 ** (bits - 1) - 1
             self.linears[name] = {
                 "bits": bits,
-                "weight": rng.integers(-top, top + 1, (rows, columns)).astype(np.int8),
+                "weight": rng.integers(-8 if bits == 4 else -top, top + 1, (rows, columns)).astype(np.int8),
                 "wscale": (rng.uniform(0.5, 1.5, columns) * 1.7 / (top * math.sqrt(rows))).astype(np.float32),
                 "bias": rng.normal(0, 0.1, (1, 1, columns)).astype(np.float32),
                 "scale": np.float32(scale),

@@ -18,6 +18,7 @@ from torch import nn
 
 from calib.calibrated import CalibratedModel
 from calib.quant.families import block_names
+from calib.quant.grid import weight_grid
 from calib.quant.linear import QuantLinear
 from calib.quant.surgery import products, residuals
 from tests.toolchain.nets import calibrated, digits, massive, noise, run, serialized, spec_of, swin, vit
@@ -46,6 +47,14 @@ def models() -> Callable[[str], CalibratedModel]:
 
 def nodes(graph: onnx.GraphProto, op_type: str) -> list[onnx.NodeProto]:
     return [node for node in graph.node if node.op_type == op_type]
+
+
+def levels_of(bits: int) -> set[int]:
+    """The levels docs/numerics.md promises."""
+    half = 2 ** (bits - 1)
+    if bits == 8:
+        return set(range(-127, 128))
+    return set(range(-half, half)) if bits >= 4 else set(range(1 - 2 * half, 2 * half, 2))
 
 
 def nibbles(tensor: onnx.TensorProto) -> np.ndarray:
@@ -120,8 +129,7 @@ def check_promises(model: CalibratedModel) -> None:
             assert weight.data_type == TensorProto.INT8
             assert len(weight.raw_data) == rows * columns
             assert (np.frombuffer(weight.raw_data, np.int8).reshape(weight.dims) == wanted).all()
-        limit = 2 ** (layer.weight_bits - 1) - 1
-        assert np.abs(wanted).max() <= limit
+        assert set(np.unique(wanted).tolist()) <= levels_of(layer.weight_bits)
         (reader,) = [node for node in graph.node if f"{name}.weight_q" in node.input]
         along = {"axis": 1} if layer.group is None else {"axis": 0, "block_size": layer.group}
         assert (reader.op_type, {a.name: a.i for a in reader.attribute}) == ("DequantizeLinear", along)
@@ -235,9 +243,9 @@ def test_groups_are_packed_and_come_back_as_level_times_scale(
 ) -> None:
     """A layer fed the unit vectors gives its weights, each of them one float32 product."""
     generator = torch.Generator().manual_seed(seed)
-    columns, limit = groups * size, 2 ** (bits - 1) - 1
+    columns, grid = groups * size, weight_grid(bits)
     layer = QuantLinear(torch.zeros(rows, columns), None, bits, 16, size)
-    levels = torch.randint(-limit, limit + 1, (rows, columns), generator=generator)
+    levels = torch.randint(grid.low, grid.high + 1, (rows, columns), generator=generator)
     layer.set_weights(levels, torch.rand(rows, groups, generator=generator) + 1e-3)
     b = Builder("one", "x", (1, 1, columns))
     model = b.finish(reshape(b, linear(b, "layer", layer, b.input, quantized=True), [-1, rows]), "y", rows)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from calib.quant.grid import weight_grid
 from calib.quant.linear import QuantLinear, QuantPatchConv, patches, per_weight
 
 
@@ -18,8 +19,8 @@ def drawn(rows: int, columns: int, bits: int = 8, act_bits: int = 8, seed: int =
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator)
     layer = QuantLinear(weight, torch.randn(rows, generator=generator) if bias else None, bits, act_bits)
-    limit = 2 ** (bits - 1) - 1
-    levels = torch.randint(-limit, limit + 1, weight.shape, generator=generator)
+    grid = weight_grid(bits)
+    levels = torch.randint(grid.low, grid.high + 1, weight.shape, generator=generator)
     layer.set_weights(levels, torch.rand(rows, generator=generator) * 0.1 + 1e-3)
     if layer.in_quant is not None:
         zero_point = int(torch.randint(-(2 ** (act_bits - 1)), 2 ** (act_bits - 1), (), generator=generator))
@@ -164,9 +165,9 @@ def test_every_weight_of_a_group_is_its_level_times_its_scale(
     rows: int, groups: int, size: int, bits: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    limit, columns = 2 ** (bits - 1) - 1, groups * size
+    grid, columns = weight_grid(bits), groups * size
     layer = QuantLinear(torch.zeros(rows, columns), torch.randn(rows, generator=generator), bits, 16, size)
-    levels = torch.randint(-limit, limit + 1, (rows, columns), generator=generator)
+    levels = torch.randint(grid.low, grid.high + 1, (rows, columns), generator=generator)
     layer.set_weights(levels, torch.rand(rows, groups, generator=generator) + 1e-3)
     layer.quantized = True
     slow = np.zeros((rows, columns), np.float32)
