@@ -98,7 +98,8 @@ class OnCpu:
             made = (
                 reference.requantize(values, options["quantizer"].numpy(), by) if narrow else values.astype(np.float16)
             )
-        y.copy_(torch.from_numpy(made + made.dtype.type(self.wrong)).reshape(y.shape))
+        made = made + made.dtype.type(1) if self.wrong else made  # adding 0 would make 0 of -0
+        y.copy_(torch.from_numpy(made).reshape(y.shape))
 
     def layernorm(
         self, x: Any, branch: Any, gamma: Any, beta: Any, constants: Any, total: Any, q: Any, stream: int

@@ -37,8 +37,8 @@ KERNELS = TensorRtOptions(kernels="on")
 FLOATS = {HALF: ir.DataType.FLOAT16, BRAIN: ir.DataType.BFLOAT16, FULL: ir.DataType.FLOAT}
 
 
-def images(network: str) -> dict[str, np.ndarray]:
-    return {"images": noise(spec_of(TINY[network]()), 3, seed=7).numpy()}
+def images(network: str, count: int = 3) -> dict[str, np.ndarray]:
+    return {"images": noise(spec_of(TINY[network]()), count, seed=7).numpy()}
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,17 @@ def test_on_our_kernels_every_linear_layer_is_one_node(network: str, scheme: str
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a4"])
 @pytest.mark.parametrize("network", TINY)
 def test_the_kernels_are_as_near_the_canonical_graph_as_tensorrts_own(network: str, scheme: str) -> None:
-    """A free run in float16 between the layers: within 3 dB of the dialect without them."""
-    canonical = tiny_canonical(network, scheme)
-    wanted = run(canonical, images(network), optimize=False)
+    """A free run in float16 between the layers: within 3 dB of the dialect without them.
+
+    Over 24 images: of three, one whose roundings fall the other way at 4 bits is worth 8 dB, to either side.
+    """
+    canonical, many = tiny_canonical(network, scheme), images(network, 24)
+    wanted = run(canonical, many, optimize=False)
     made = ir.serde.deserialize_model(
         onnx.load_from_string(written_out(serialized(tensorrt.lower(canonical, KERNELS))))
     )
-    native = sqnr_db(wanted, run(tensorrt.lower(canonical), images(network), optimize=False))
-    assert sqnr_db(wanted, run(made, images(network), optimize=False)) > native - 3
+    native = sqnr_db(wanted, run(tensorrt.lower(canonical), many, optimize=False))
+    assert sqnr_db(wanted, run(made, many, optimize=False)) > native - 3
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
