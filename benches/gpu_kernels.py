@@ -32,7 +32,7 @@ from runtime.errors import IntvitError
 from runtime.kernels import reference
 from runtime.kernels.build import build, source_hash
 from runtime.kernels.launch import Kernels
-from runtime.kernels.packing import pack_int4, pack_int8, pack_quantizer
+from runtime.kernels.packing import LEVELS, pack_int4, pack_int8, pack_quantizer
 from runtime.kernels.tiles import OUTPUTS, TILES, WIDTHS, Bits, Output, Tile
 
 NAME = "gpu_kernels"
@@ -66,9 +66,9 @@ def describe_gpu() -> dict[str, Any]:
 def operands(shape: Shape, rows: int, bits: Bits, seed: int = 0) -> tuple[np.ndarray, ...]:
     """Random a, levels, scale, bias, factor; outputs spread by about 4: some int8 ones of step 0.07 saturate."""
     generator = np.random.default_rng([seed, rows, shape.k, shape.n, bits])
-    top = 7 if bits == 4 else 127
+    low, top = LEVELS[bits]
     a = generator.integers(-128, 128, (rows, shape.k)).astype(np.int8)
-    levels = generator.integers(-8 if bits == 4 else -top, top + 1, (shape.n, shape.k)).astype(np.int8)
+    levels = generator.integers(low, top + 1, (shape.n, shape.k)).astype(np.int8)
     scale = (4 / (74 * top * 0.58 * np.sqrt(shape.k)) * generator.uniform(0.3, 2, shape.n)).astype(np.float32)
     bias = generator.standard_normal(shape.n).astype(np.float32)
     return a, levels, scale, bias, generator.uniform(0.3, 2, shape.n).astype(np.float32)

@@ -19,8 +19,7 @@ import numpy.typing as npt
 from runtime.errors import IntvitError
 
 STEP = 64  # channels of k in one stage of the kernels' pipeline
-INT4 = -8, 7  # the levels that a kernel takes
-INT8 = -127, 127
+LEVELS = {4: (-8, 7), 8: (-127, 127)}  # lowest and highest that a kernel takes, by bits
 
 
 def padded(k: int) -> int:
@@ -44,7 +43,7 @@ def pack_int8(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     Raises:
         IntvitError: another type, another number of dimensions, or a level out of range.
     """
-    return _checked(levels, INT8)
+    return _checked(levels, LEVELS[8])
 
 
 def pack_int4(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
@@ -53,7 +52,7 @@ def pack_int4(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     Raises:
         IntvitError: another type, another number of dimensions, or a level out of range.
     """
-    bits = _checked(levels, INT4).view(np.uint8) & np.uint8(15)
+    bits = _checked(levels, LEVELS[4]).view(np.uint8) & np.uint8(15)
     low, high = np.moveaxis(bits.reshape(len(bits), -1, 2, 16), 2, 0)
     packed: npt.NDArray[np.uint8] = (low | high << np.uint8(4)).reshape(len(bits), -1)
     return packed

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from runtime.kernels.nodes import K_MULTIPLE, LINEAR_F16, LINEAR_I8, NAMESPACE, VERSION
-from runtime.kernels.packing import INT4, INT8, pack_int4, pack_int8, pack_quantizer
+from runtime.kernels.packing import LEVELS, pack_int4, pack_int8, pack_quantizer
 from toolchain.passes.match import Linear, constant, drop, forget, linears, new_constant, only_consumer, set_constant
 from toolchain.passes.shift import Shift, shifts
 
@@ -66,7 +66,7 @@ class LinearKernels(ir.passes.InPlacePass):
         if not found:
             raise ir.passes.PreconditionError("no layer multiplies stored integers with quantized activations")
         for layer in found:
-            low, high = INT4 if layer.bits == 4 else INT8
+            low, high = LEVELS[layer.bits]
             if int(layer.levels.min()) < low or int(layer.levels.max()) > high:
                 raise ir.passes.PreconditionError(f"{layer.linear.matmul.name}: weights are not in {low}..{high}")
 

@@ -77,7 +77,7 @@ def test_a_block_comes_closer_on_images_it_never_saw(make: Any, side: int, schem
         "after": pytest.approx(after, rel=1e-4),
         "accepted": True,
     }
-    assert after < 0.95 * before
+    assert after < (0.95 if scheme == "w4a4" else 0.9) * before
     for site in block.sites:
         layer = student.get_submodule(site.name)
         assert type(layer) is QuantLinear and layer.quantized

@@ -167,11 +167,12 @@ def test_one_group_of_all_channels_changes_no_bit(seed: int, bits: int) -> None:
         assert torch.equal(plain[0], grouped[0]) and torch.equal(plain[1][:, None], grouped[1])
 
 
-def test_smaller_groups_round_better() -> None:
+@pytest.mark.parametrize(("bits", "gain"), [(3, 1.15), (4, 1.2)])
+def test_smaller_groups_round_better(bits: int, gain: float) -> None:
     weight, _ = problem(0, 32, 128)
     errors = []
     for group in (None, 64, 16):
-        levels, scale = search_rounding(weight, 3, torch.ones(128), group=group)
+        levels, scale = search_rounding(weight, bits, torch.ones(128), group=group)
         steps = scale[:, None] if group is None else scale.repeat_interleave(group, 1)
         errors.append(float((weight - levels * steps).square().sum()))
-    assert errors[0] > 1.1 * errors[1] > 1.21 * errors[2]
+    assert errors[0] > gain * errors[1] > gain**2 * errors[2]
