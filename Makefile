@@ -72,10 +72,11 @@ bench: .venv/.installed
 	fi
 	@if [ -d $(REAL_DATA) ]; then \
 		$(PY) -m benches.real_accuracy $(BENCHFLAGS) && \
+		$(PY) -m benches.build_cost $(BENCHFLAGS) && \
 		$(PY) -m benches.synthesis_speed $(BENCHFLAGS) && \
 		$(PY) -m benches.synthesis_accuracy $(BENCHFLAGS); \
 	else \
-		echo "real_accuracy, synthesis_speed and synthesis_accuracy are left out: no photographs at $(REAL_DATA)"; \
+		echo "real_accuracy, build_cost, synthesis_speed and synthesis_accuracy are left out: no photographs at $(REAL_DATA)"; \
 	fi
 	$(PY) -m benches.tables
 

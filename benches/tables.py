@@ -112,6 +112,23 @@ def lowering_cost(record: Record) -> str:
     return markdown(head, rows, left=2)
 
 
+def build_cost(record: Record) -> str:
+    """Minutes of a build and of its stages, and their peaks of memory."""
+    head = ["model", "weights", "scheme", "images", "number", "budget", "whole build, min", "images, min"]
+    head += ["calibration, min", "lowering, min", "peak GiB"]
+    rows = [
+        [
+            *(row[key] for key in ("model", "weights", "scheme", "method")),
+            str(row["images"]),
+            row["budget"],
+            *(number(row[f"{what}_seconds"] / 60) for what in ("wall", "images", "calibrate", "lower")),
+            number(max(row[f"{stage}_mib"] for stage in ("images", "calibrate", "lower")) / 1024),
+        ]
+        for row in record["rows"]
+    ]
+    return markdown(head, rows, left=(0, 1, 2, 3, 5))
+
+
 def ablate_calibration(record: Record) -> str:
     """Fake-quant top-1 with one calibration step taken away at a time."""
     head = ["scheme", "calibration", "pictures", "float", "fake-quant", "seconds"]
@@ -204,11 +221,13 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "cpu_latency": cpu_latency,
     "cpu_engines": engine_tables.engines,
     "lowering_cost": lowering_cost,
+    "build_cost": build_cost,
     "accuracy_throughput": accuracy_throughput,
     "ablate_calibration": ablate_calibration,
     "calibration_accuracy": calibration_tables.accuracy,
     "calibration_before": calibration_tables.accuracy_before,
     "calibration_headline": calibration_tables.headline,
+    "calibration_published": calibration_tables.published,
     "synthesis_accuracy": synthesis_tables.accuracy,
     "synthesis_sets": synthesis_tables.sets,
     "synthesis_speed": synthesis_tables.speed,
@@ -222,6 +241,7 @@ SOURCES: dict[str, Callable[[], str]] = {"lint_rules": lint_rules}  # tables for
 RECORDS = {
     "calibration_before": "calibration_accuracy",
     "calibration_headline": "calibration_accuracy",
+    "calibration_published": "calibration_accuracy",
     "synthesis_sets": "synthesis_accuracy",
     "gpu_blocks": "gpu_kernels",
 }

@@ -9,7 +9,7 @@ import torch
 
 from benches import calibration_accuracy
 from benches.calibration_accuracy import Exam, answers, drawn, measure
-from benches.calibration_tables import accuracy, accuracy_before, headline
+from benches.calibration_tables import accuracy, accuracy_before, headline, published
 from benches.engines import engine_logits
 from calib.align.config import CalibrateConfig
 from calib.calibrate import calibrate
@@ -30,18 +30,41 @@ def test_the_table_takes_means_over_seeds_and_puts_wide_weights_first() -> None:
         row(top1=84.0, divergence=0.1, fake_quant_top1=84.5),
         row(top1=86.0, seed=1, calibrate_seconds=200.0, peak_gib=3.0, divergence=0.2, fake_quant_top1=85.5),
         row(method="real", top1=85.0, unseen_top1=84.5),
-        {
-            key: value
-            for key, value in row(method="spdfq: APA", iterations=100, correction="diag", images=32).items()
-            if key != "calibrate_seconds"
-        },
+        {key: value for key, value in row(correction="diag", images=32).items() if key != "calibrate_seconds"},
+        row(method="psaq", iterations=100),
     ]
     lines = accuracy({"float_top1": 87.54, "rows": rows}).splitlines()
     assert lines[0].endswith("87.5.")
-    assert lines[4] == "| w4a8 | best | 128 | default | own | 2 | 85.0 ± 1.4 | 0.150 | 85.0 ± 0.7 | – | 150 | 3.0 |"
-    assert lines[5] == "| w4a8 | real | 128 | default | own | 1 | 85.0 | – | – | 84.5 | 100 | 2.0 |"
-    assert lines[6] == "| w4a8 | spdfq: APA, 100 iterations | 32 | default | diag | 1 | 84.0 | – | – | – | – | 2.0 |"
-    assert lines[7].startswith("| w3a8 | best")
+    assert lines[4] == "| w4a8 | best | 32 | default | diag | 1 | 84.0 | – | – | – | – | 2.0 |"
+    assert lines[5] == "| w4a8 | best | 128 | default | own | 2 | 85.0 ± 1.4 | 0.150 | 85.0 ± 0.7 | – | 150 | 3.0 |"
+    assert lines[6] == "| w4a8 | real | 128 | default | own | 1 | 85.0 | – | – | 84.5 | 100 | 2.0 |"
+    assert lines[7].startswith("| w3a8 | best") and len(lines) == 8
+
+
+def test_published_recipes_stand_in_the_order_of_their_papers() -> None:
+    base = {"iterations": 100, "images": 32}
+    rows = [
+        row(method="dfq-vit", **base, correction="full", top1=5.0),
+        row(method="dfq-vit", **base, top1=60.0),
+        row(method="dfq-vit", **base, correction="none", top1=30.0, calibrate_seconds=8.0),
+        row(method="dfq-vit", **base, correction="none", scheme="w4a4", top1=1.0, divergence=5.0),
+        row(method="spdfq", **base, top1=45.0, divergence=2.0),
+        row(method="spdfq", **base, top1=47.0, divergence=2.5, seed=1),
+        row(method="spdfq: APA", **base, top1=44.0),
+        row(method="an own one", **base, top1=3.0),
+        row(method="spdfq (symmetric levels)", **base, top1=42.0),
+        row(top1=85.0),
+    ]
+    lines = published({"float_top1": 87.54, "rows": rows}).splitlines()
+    assert lines[2] == "| recipe | correction | images | iterations | w4a8 | w4a4 | calibration s |"
+    assert lines[4:] == [
+        "| spdfq: APA | own | 32 | 100 | 44.0 | – | 100 to 100 |",
+        "| spdfq | own | 32 | 100 | 46.0 ± 1.4 (2.25) | – | 100 to 100 |",
+        "| dfq-vit | none | 32 | 100 | 30.0 | 1.0 (5.00) | 8 to 100 |",
+        "| dfq-vit | own | 32 | 100 | 60.0 | – | 100 to 100 |",
+        "| dfq-vit | full | 32 | 100 | 5.0 | – | 100 to 100 |",
+        "| an own one | own | 32 | 100 | 3.0 | – | 100 to 100 |",
+    ]
 
 
 def test_rows_of_what_was_given_up_have_a_table_of_their_own() -> None:
