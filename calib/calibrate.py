@@ -221,9 +221,13 @@ def _quantize_piece(
     few = evenly(len(quant_stream), config.layer_images)
     of_few = Split.of(len(few))
     report: list[dict[str, Any]] = []
+    zeros: dict[str, Tensor] = {}
     if config.fold != "off":
         with clock("reparameterise"):
-            report += _fold_piece(student, piece, float_stream[few], of_few, config, generator)
+            folded, shifts = _fold_piece(student, piece, float_stream[few], of_few, config, generator)
+            report += folded
+        if config.fold == "shift":
+            zeros = shifts
     with clock("quantize"):
         begin(student, piece)
         for site in piece.sites:
@@ -232,7 +236,7 @@ def _quantize_piece(
             outputs = None
             if config.layer.correction.target == "float" and site.kind != "qkv":
                 outputs = teacher.layer_outputs(index, site.name, float_stream[few], config.batch)
-            rows = LayerRows(inputs, of_few, outputs, _heads(student, site))
+            rows = LayerRows(inputs, of_few, outputs, _heads(student, site), zeros.get(site.name))
             report.append(quantize_layer(student.get_submodule(site.name), site, rows, config.layer, generator))
             if site.kind == "qkv":
                 report += _quantize_products(student, piece, quant_stream[few], of_few, config, generator)
@@ -283,8 +287,9 @@ def _fold_piece(
     split: Split,
     config: CalibrateConfig,
     generator: torch.Generator,
-) -> list[dict[str, Any]]:
-    out = []
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Rows for the report, and what each layer's input is shifted by, (K,), in units of what it was."""
+    out, shifts = [], {}
     for site in piece.sites:
         layer: QuantLinear = student.get_submodule(site.name)
         if not (site.norm or site.values or site.gelu):
@@ -301,6 +306,7 @@ def _fold_piece(
             fold_into_values(student.get_submodule(site.values), layer, fold)
         else:
             fold_after_gelu(layer, fold)
+        shifts[site.name] = fold.shift
         out.append(
             {
                 "step": "reparameterise",
@@ -310,7 +316,7 @@ def _fold_piece(
                 "error": fold.error,
             }
         )
-    return out
+    return out, shifts
 
 
 def _heads(student: Network, site: Site) -> int:

@@ -33,10 +33,12 @@ BUDGETS: dict[str, CalibrateConfig] = {
 }
 DEFAULT_BUDGET = "default"
 
-# The published methods' own calibration, on our quantizers (per-channel symmetric weights, per-tensor activations, both
-# min-max, no folding but of zero points). PSAQ-ViT calibrates ranges and nothing else; DFQ-ViT adds its correction
-# towards the float network, here in its additive form (docs/decisions/0009-the-form-of-the-correction.md); MimiQ its
-# distillation; SPDFQ reconstructs blocks (section 3.3: Adam, 4e-5, 100 iterations).
+# The published methods' own calibration, on our quantizers: per-channel symmetric weights, per-tensor activations,
+# nearest rounding, no folding (docs/decisions/0036-published-ranges.md). PSAQ-ViT's ranges are min-max, those of
+# activations with a zero point, and it has nothing else. DFQ-ViT adds its correction towards the float network, here in
+# its additive form (docs/decisions/0009-the-form-of-the-correction.md). MimiQ starts its activations where LSQ does,
+# and distils. SPDFQ, in QDrop's tradition, searches ranges and reconstructs blocks (section 3.3: Adam, 4e-5, 100
+# iterations).
 RANGES = CalibrateConfig(
     layer=LayerConfig(weight_tokens=False, ranges="minmax", correction=CorrectionConfig("none")), fold="shift"
 )
@@ -53,9 +55,9 @@ SPDFQ_LEARNING = ReconstructConfig(
 )
 PUBLISHED: dict[str, CalibrateConfig] = {
     "psaq": RANGES,
-    "mimiq": replace(RANGES, distill=DistillConfig()),
+    "mimiq": replace(RANGES, layer=replace(RANGES.layer, ranges="lsq"), fold="off", distill=DistillConfig()),
     "dfq-vit": replace(RANGES, layer=replace(RANGES.layer, correction=CorrectionConfig("bias", "float"))),
-    "spdfq": replace(RANGES, reconstruct=SPDFQ_LEARNING),
+    "spdfq": replace(RANGES, layer=replace(RANGES.layer, ranges="mse"), fold="off", reconstruct=SPDFQ_LEARNING),
 }
 
 

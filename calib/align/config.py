@@ -9,7 +9,7 @@ Form = Literal["none", "bias", "diag", "head", "full"]
 FORMS: tuple[Form, ...] = get_args(Form)
 Target = Literal["own", "float"]
 Rounding = Literal["nearest", "gptq"]
-Ranges = Literal["mse", "minmax"]
+Ranges = Literal["mse", "minmax", "lsq"]
 DAMPING = 0.01  # of GPTQ: of the mean diagonal of H
 
 
@@ -35,9 +35,10 @@ class LayerConfig:
 
     Attributes:
         rows: most token rows a search looks at. weight_tokens: every token counts by the inverse of its energy
-        (False: all alike, the textbook form, for ablations). ranges: of weights and inputs, mse (searched) or minmax.
-        rounding: of the weights. damping: of GPTQ. flatten: exponent of the eigenvalues of GPTQ's second moment, 1 =
-        as measured. correction: of the layer's output.
+        (False: all alike, the textbook form, for ablations). ranges: of weights and inputs, mse (searched) or minmax;
+        lsq is minmax for weights, and for inputs where LSQ begins to learn (``ranges.lsq_range``). rounding: of the
+        weights. damping: of GPTQ. flatten: exponent of the eigenvalues of GPTQ's second moment, 1 = as measured.
+        correction: of the layer's output.
     """
 
     rows: int = 4096

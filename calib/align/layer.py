@@ -15,10 +15,10 @@ from calib.align.config import LayerConfig, Ranges
 from calib.align.correction import search_correction
 from calib.align.gptq import flattened, gptq, second_moment
 from calib.align.inputs import Split, sample
-from calib.align.ranges import Range, search_range
+from calib.align.ranges import Range, choose_range
 from calib.align.rounding import extreme_rounding, relative_error, search_rounding, token_importance
 from calib.quant.families import Site
-from calib.quant.linear import QuantLinear
+from calib.quant.linear import QuantLinear, per_weight
 
 Rounder = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights (N, K) to levels (N, K) and their scales
 
@@ -30,13 +30,15 @@ class LayerRows:
     Attributes:
         inputs: (T, K), what the quantized network feeds the layer, image after image. split: of those images.
         wanted: (T, N), the float network's output of the same layer, where the correction aims at it.
-        heads: of the attention, where the layer is its qkv; else 0.
+        heads: of the attention, where the layer is its qkv; else 0. zero: (K,), what was taken off the inputs and put
+        into the bias as W zero, where it stands for a zero point.
     """
 
     inputs: Tensor
     split: Split
     wanted: Tensor | None = None
     heads: int = 0
+    zero: Tensor | None = None
 
 
 def quantize_layer(
@@ -69,13 +71,25 @@ def quantize_layer(
             _put_back(layer, kept)
             report["rejected"].append("gptq")
             rounder = nearest
-    report |= _correct(layer, rows, (fit, held), config, rounder, report["rejected"])
+    wanted = rows.wanted
+    if wanted is None and config.correction.form != "none":
+        wanted = F.linear(rows.inputs, layer.weight, layer.bias)
+    if rows.zero is not None:
+        _count_zero(layer, rows.zero)
+    report |= _correct(layer, rows, wanted, (fit, held), config, rounder, report["rejected"])
     return report
+
+
+def _count_zero(layer: QuantLinear, zero: Tensor) -> None:
+    """Let the integer weights multiply the zero point too, as an asymmetric quantizer's do: ``b + W_q s_w zero``."""
+    left = layer.weight_q.double() * per_weight(layer.weight_scale, layer.in_features).double() - layer.weight.double()
+    layer.bias += (left @ zero.double()).float()
 
 
 def _correct(
     layer: QuantLinear,
     rows: LayerRows,
+    wanted: Tensor | None,
     inputs: tuple[Tensor, Tensor],
     config: LayerConfig,
     rounder: Rounder,
@@ -84,12 +98,11 @@ def _correct(
     """Correct the layer's output, in place: fold what the search finds, and put it back where the fold does not help.
 
     A correction that mixes rows has the weights rounded again, and the mean error of that taken out of the bias.
-    ``inputs`` are the rows to fit and those held out.
+    ``wanted`` is what it should be, (T, N); ``inputs`` are the rows to fit and those held out.
     """
     form = config.correction.form
-    if form == "none":
+    if form == "none" or wanted is None:
         return {}
-    wanted = rows.wanted if rows.wanted is not None else F.linear(rows.inputs, layer.weight, layer.bias)
     fit, held = rows.split.rows(layer.integer_output(rows.inputs))
     fit_target, held_target = rows.split.rows(wanted)
     before = relative_error(held, held_target)
@@ -131,7 +144,7 @@ def _nearest(layer: QuantLinear, few: Tensor, config: LayerConfig) -> Rounder:
     importance = token_importance(few, config.weight_tokens)
 
     def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
-        if config.ranges == "minmax":
+        if config.ranges != "mse":
             return extreme_rounding(weight, layer.weight_bits, layer.group)
         return search_rounding(weight, layer.weight_bits, importance, group=layer.group)
 
@@ -159,5 +172,4 @@ def _input_range(layer: QuantLinear, site: Site, rows: Tensor, few: Tensor, rang
     if site.kind == "embed":
         return Range(max(float(rows.abs().max()), 1e-8) / 127, 0, 0.0)
     ends = float(rows.min()), float(rows.max())
-    clips = (1.0,) if ranges == "minmax" else None
-    return search_range(few, layer.act_bits, layer.weight.square().sum(0), site.gelu, ends, clips)
+    return choose_range(few, layer.act_bits, layer.weight.square().sum(0), ranges, site.gelu, ends)

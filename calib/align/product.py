@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calib.align.config import LayerConfig
 from calib.align.inputs import require_finite, sample
-from calib.align.ranges import search_range
+from calib.align.ranges import choose_range
 from calib.align.rounding import relative_error
 from calib.quant.attention import QuantProduct
 from calib.quant.quantizer import ActQuantizer
@@ -43,8 +43,7 @@ class _Operand:
         """Search the step; an error in channel k costs the mean square of the other operand's channel k."""
         rows = sample(torch.cat(self.kept), config.rows, generator)
         weight = torch.stack(other.energies).mean(0)
-        clips = (1.0,) if config.ranges == "minmax" else None
-        quantizer.set(search_range(rows, quantizer.bits, weight, ends=self.ends, clips=clips).scale)
+        quantizer.set(choose_range(rows, quantizer.bits, weight, config.ranges, ends=self.ends).scale)
 
 
 def quantize_product(

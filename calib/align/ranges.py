@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from calib.align.config import Ranges
 from calib.quant.quantizer import levels, quantize
 
 CLIPS_8BIT = (1.0, 0.95, 0.9, 0.85, 0.8)
@@ -29,6 +31,33 @@ def clip_grid(bits: int) -> tuple[float, ...]:
     stays near 1.
     """
     return CLIPS_8BIT if bits >= 8 else CLIPS_LOW
+
+
+def choose_range(
+    rows: Tensor,
+    bits: int,
+    weight: Tensor,
+    ranges: Ranges,
+    asymmetric: bool = False,
+    ends: tuple[float, float] | None = None,
+) -> Range:
+    """The range of ``rows`` (T, K) by the rule ``ranges``; the other arguments are those of ``search_range``."""
+    if ranges == "lsq":
+        return lsq_range(rows, bits, asymmetric, ends)
+    return search_range(rows, bits, weight, asymmetric, ends, (1.0,) if ranges == "minmax" else None)
+
+
+def lsq_range(rows: Tensor, bits: int, asymmetric: bool = False, ends: tuple[float, float] | None = None) -> Range:
+    """Where LSQ starts: a step of ``2 mean|x| / sqrt(highest level)`` (Esser et al., ICLR 2020, section 2.1).
+
+    ``error`` is 0: nothing is compared. With ``asymmetric`` the smallest value lies on the lowest level.
+    """
+    low_level, high_level = levels(bits)
+    smallest = float(rows.min()) if ends is None else ends[0]
+    scale = max(2 * float(rows.abs().mean(dtype=torch.float64)) / math.sqrt(high_level), 1e-8)
+    scale = float(torch.tensor(scale, dtype=torch.float32))
+    zero_point = min(round(low_level - min(smallest, 0.0) / scale), high_level) if asymmetric else 0
+    return Range(scale, zero_point, 0.0)
 
 
 def search_range(

@@ -17,7 +17,7 @@ from calib.calibrate import Teacher, calibrate, evenly
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError
 from calib.models import LoadedModel
-from calib.quant.families import segments
+from calib.quant.families import segments, sites
 from calib.quant.grid import weight_grid
 from calib.quant.quantizer import levels
 from calib.quant.surgery import prepare, products, residuals
@@ -243,6 +243,26 @@ def test_bias_correction_takes_out_the_mean_error() -> None:
     with torch.no_grad():
         errors = [(model(images) - made.logits(images)).mean(0).norm() for made in (corrected, plain)]
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(("make", "side"), [(tiny_vit, VIT_SIDE), (tiny_swin, SWIN_SIDE)])
+def test_a_published_shift_is_an_asymmetric_quantizers_zero_point(make: Any, side: int) -> None:
+    """What LayerNorm gives less, the integer weights give back: ``W_q (x - c) + W_q c + b``."""
+    model = make()
+    config = replace(PUBLISHED["psaq"], layer=replace(PUBLISHED["psaq"].layer, rows=256), batch=4)
+    made = calibrate(model, spec_of(model, side), parse("w3a8"), pictures(8, side), config).module
+    seen = 0
+    for site in sites(model):
+        if site.kind in ("qkv", "fc1"):
+            plain, layer = model.get_submodule(site.name), made.get_submodule(site.name)
+            shift = model.get_submodule(site.norm).bias - made.get_submodule(site.norm).bias
+            assert torch.allclose(shift, shift[0].expand_as(shift), atol=1e-5) and shift[0].abs() > 1e-3
+            wanted = plain.bias + (layer.weight_q.float() * layer.weight_scale[:, None]) @ shift
+            keys = len(wanted) // 3  # of qkv; queries hold the attention's scale, values the shift of proj
+            chosen = slice(keys, 2 * keys) if site.kind == "qkv" else slice(None)
+            assert torch.allclose(layer.bias[chosen], wanted[chosen], atol=1e-4)
+            seen += 1
+    assert seen >= 4
 
 
 def test_tokens_all_alike_is_another_calibration_and_no_fold_depends_on_it() -> None:

@@ -54,8 +54,12 @@ def test_a_published_method_adds_its_own_step_and_no_other() -> None:
     assert base.fold == "shift" and base.layer.rounding == "nearest" and base.layer.ranges == "minmax"
     assert base.layer.correction.form == "none" and base.reconstruct is None and base.distill is None
     mimiq, dfq, spdfq = (recipe(name).align for name in ("mimiq", "dfq-vit", "spdfq"))
-    assert mimiq.distill is not None and replace(mimiq, distill=None) == base
-    assert spdfq.reconstruct is not None and replace(spdfq, reconstruct=None) == base
+    assert mimiq.distill is not None and mimiq.layer.ranges == "lsq" and mimiq.fold == "off"
+    assert replace(mimiq, distill=None, fold="shift", layer=base.layer) == base
+    assert replace(mimiq.layer, ranges="minmax") == base.layer
+    assert spdfq.reconstruct is not None and spdfq.fold == "off"
+    assert replace(spdfq, reconstruct=None, fold="shift", layer=base.layer) == base
+    assert replace(spdfq.layer, ranges="minmax") == base.layer and spdfq.layer.ranges == "mse"
     corrected = replace(dfq.layer, correction=base.layer.correction)
     assert dfq.layer.correction == CorrectionConfig("bias", "float") and replace(dfq, layer=corrected) == base
 

@@ -114,3 +114,24 @@ def test_the_range_covers_every_row() -> None:
     rows[5] *= 30  # one of 320, in an image to fit; of 8 rows looked at it is missed
     row = quantize(layer, rows, split, rows=8)
     assert row["scale"] * 128 > 0.75 * float(rows.abs().max())
+
+
+@pytest.mark.parametrize("form", ["none", "bias"])
+def test_a_shift_that_stands_for_a_zero_point_is_multiplied_by_the_integer_weights(form: Form) -> None:
+    """What an asymmetric min-max quantizer computes: W_q x, the zero point's part included, plus the float bias."""
+    layer, rows, split = problem()
+    float_bias, zero = layer.bias.clone(), torch.full((24,), float(rows.amax() + rows.amin()) / 2 + 20)
+    wanted = torch.nn.functional.linear(rows + zero, layer.weight, layer.bias)
+    layer.bias += layer.weight @ zero
+    config = LayerConfig(ranges="minmax", correction=CorrectionConfig(form))
+    row = quantize_layer(layer, SITE, LayerRows(rows, split, zero=zero), config, torch.Generator().manual_seed(1))
+    assert layer.in_quant is not None
+    seen = layer.in_quant(rows) * layer.in_quant.scale + zero
+    made = seen @ (layer.weight_q.float() * layer.weight_scale[:, None]).T + float_bias
+    if form == "none":
+        assert torch.allclose(layer.integer_output(rows), made, atol=1e-3 * float(made.std()))
+        return
+    judged = split.rows(wanted)[1]
+    before, after = (relative_error(split.rows(y)[1], judged) for y in (made, layer.integer_output(rows)))
+    assert not row["rejected"] and row["error_uncorrected"] == pytest.approx(before, rel=1e-3)
+    assert after == pytest.approx(row["error_corrected"], rel=1e-3) and after < before

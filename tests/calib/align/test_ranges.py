@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.align.ranges import CLIPS_8BIT, CLIPS_LOW, clip_grid, search_range
+from calib.align.ranges import CLIPS_8BIT, CLIPS_LOW, choose_range, clip_grid, lsq_range, search_range
 from calib.quant.quantizer import levels, quantize
 
 BITS = st.integers(2, 8)
@@ -99,3 +99,32 @@ def test_channels_that_cost_nothing_may_be_clipped() -> None:
     careless = search_range(rows, 4, torch.tensor([1.0, 0.0]))
     careful = search_range(rows, 4, torch.tensor([1.0, 1.0]))
     assert careless.scale < 0.7 * careful.scale
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), BITS, st.booleans())
+def test_lsq_starts_at_twice_the_mean_magnitude_over_the_root_of_the_highest_level(
+    seed: int, bits: int, asymmetric: bool
+) -> None:
+    rows, _ = problem(seed, gelu=asymmetric)
+    found = lsq_range(rows, bits, asymmetric)
+    low, high = levels(bits)
+    assert found.scale == pytest.approx(2 * np.abs(rows.numpy()).mean() / np.sqrt(high), rel=1e-5)
+    assert low <= found.zero_point <= high
+    smallest = (quantize(rows.min(), found.scale, found.zero_point, bits) - found.zero_point) * found.scale
+    if asymmetric:  # as far down as the range goes where there are levels for 0
+        assert abs(float(smallest - rows.min())) <= 0.51 * found.scale or found.zero_point == high
+    else:
+        assert found.zero_point == 0
+
+
+def test_a_rule_is_chosen_by_name() -> None:
+    rows, weight = problem(3, gelu=False)
+    ends = -20.0, 10.0
+    assert choose_range(rows, 4, weight, "lsq", ends=ends) == lsq_range(rows, 4)
+    assert choose_range(rows, 4, weight, "mse", True, ends) == search_range(rows, 4, weight, True, ends)
+    assert choose_range(rows, 4, weight, "minmax", ends=ends).scale == pytest.approx(20 / 7)
+
+
+def test_rows_of_zeros_have_a_step() -> None:
+    assert lsq_range(torch.zeros(3, 2), 4, True).scale > 0
