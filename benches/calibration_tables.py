@@ -24,6 +24,7 @@ PUBLISHED = (
     ("dfq-vit: no E2H", "own"),
     ("dfq-vit", "none"),
     ("dfq-vit", "own"),
+    ("dfq-vit", "diag"),
     ("dfq-vit", "full"),
 )
 

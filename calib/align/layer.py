@@ -58,38 +58,43 @@ def quantize_layer(
         report |= {"scale": found.scale, "zero_point": found.zero_point}
     layer.quantized = True
     target = F.linear(judge, layer.weight, layer.bias)
+    corrected = config.correction.form != "none"
+    wanted = F.linear(rows.inputs, layer.weight, layer.bias) if corrected and rows.wanted is None else rows.wanted
     nearest = _nearest(layer, few, config)
-    layer.set_weights(*nearest(layer.weight))
+    bias = layer.bias.clone()
+    _place(layer, nearest(layer.weight), bias, rows.zero)
     rounder = nearest
     report["error"] = error = relative_error(layer.integer_output(judge), target)
     if config.rounding == "gptq":
         rounder = _gptq(layer, second_moment(_restored(layer, fit), config.weight_tokens), config, nearest)
         kept = _numbers(layer)
-        layer.set_weights(*rounder(layer.weight))
+        _place(layer, rounder(layer.weight), bias, rows.zero)
         report["error_gptq"] = now = relative_error(layer.integer_output(judge), target)
         if now >= error:
             _put_back(layer, kept)
             report["rejected"].append("gptq")
             rounder = nearest
-    wanted = rows.wanted
-    if wanted is None and config.correction.form != "none":
-        wanted = F.linear(rows.inputs, layer.weight, layer.bias)
-    if rows.zero is not None:
-        _count_zero(layer, rows.zero)
-    report |= _correct(layer, rows, wanted, (fit, held), config, rounder, report["rejected"])
+    if corrected and wanted is not None:
+        report |= _correct(layer, rows, wanted, (fit, held), config, rounder, report["rejected"])
     return report
 
 
-def _count_zero(layer: QuantLinear, zero: Tensor) -> None:
-    """Let the integer weights multiply the zero point too, as an asymmetric quantizer's do: ``b + W_q s_w zero``."""
-    left = layer.weight_q.double() * per_weight(layer.weight_scale, layer.in_features).double() - layer.weight.double()
-    layer.bias += (left @ zero.double()).float()
+def _place(layer: QuantLinear, rounded: tuple[Tensor, Tensor], bias: Tensor, zero: Tensor | None) -> None:
+    """Give the layer integer weights; where ``zero`` stands for a zero point, its bias becomes b + W_q s_w zero.
+
+    That is what an asymmetric quantizer's integer weights make of its zero point. ``bias`` holds W zero in float.
+    """
+    layer.set_weights(*rounded)
+    if zero is not None:
+        scale = per_weight(layer.weight_scale, layer.in_features).double()
+        left = layer.weight_q.double() * scale - layer.weight.double()
+        layer.bias.copy_(bias + (left @ zero.double()).float())
 
 
 def _correct(
     layer: QuantLinear,
     rows: LayerRows,
-    wanted: Tensor | None,
+    wanted: Tensor,
     inputs: tuple[Tensor, Tensor],
     config: LayerConfig,
     rounder: Rounder,
@@ -101,8 +106,6 @@ def _correct(
     ``wanted`` is what it should be, (T, N); ``inputs`` are the rows to fit and those held out.
     """
     form = config.correction.form
-    if form == "none" or wanted is None:
-        return {}
     fit, held = rows.split.rows(layer.integer_output(rows.inputs))
     fit_target, held_target = rows.split.rows(wanted)
     before = relative_error(held, held_target)

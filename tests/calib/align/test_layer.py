@@ -78,6 +78,16 @@ def test_a_correction_lowers_the_error_on_rows_it_never_saw(form: Form, share: f
     assert relative_error(made, target) == pytest.approx(row["error_corrected"], rel=1e-4)
 
 
+def test_no_correction_is_none_whatever_it_would_aim_at() -> None:
+    plain, rows, split = problem()
+    quantize(plain, rows, split, correction=NONE)
+    layer = problem()[0]
+    wanted = torch.nn.functional.linear(rows, layer.weight, layer.bias) + 3
+    config = LayerConfig(correction=CorrectionConfig("none", "float"))
+    row = quantize_layer(layer, SITE, LayerRows(rows, split, wanted), config, torch.Generator().manual_seed(1))
+    assert torch.equal(layer.bias, plain.bias) and "correction" not in row
+
+
 def test_a_diagonal_correction_moves_no_integer() -> None:
     plain, rows, split = problem()
     quantize(plain, rows, split, correction=NONE)
