@@ -57,14 +57,9 @@ def measure(asked: Mapping[str, Any], weights: str, execute: Call) -> dict[str, 
 
 
 def measure_all(
-    models: Sequence[str],
-    asked: Mapping[str, Any],
-    *,
-    force: bool = False,
-    execute: Call = call,
-    results: Path = RESULTS,
+    models: Sequence[str], asked: Mapping[str, Any], force: bool = False, execute: Call = call, results: Path = RESULTS
 ) -> list[dict[str, Any]]:
-    """Measure the rows that are missing, all of the selection with ``force``, and save after each."""
+    """Measure the models whose row is missing, every one with ``force``; a row is saved as soon as it is there."""
     rows, have = kept_rows(NAME, KEY, force, results)
     for model in models:
         build = {"model": model, "scheme": asked["scheme"], "method": BUILDS[model]["method"]}
