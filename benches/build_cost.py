@@ -2,12 +2,14 @@
 
 Each row is one ``python -m toolchain.build`` with nothing in its store. The figures are those the build itself leaves
 in cost.json, and ``wall_seconds``, which also counts starting Python and loading the network. A stage's peak of memory
-is the process's while it ran. ViT-Ti has its real weights; the larger networks are random and calibrated on
-``procedural`` images, since neither time nor memory of a calibration depends on what its images show.
+is the process's while it ran. ``threads`` is OMP_NUM_THREADS where that is set, else the number of cores. ViT-Ti has its
+real weights; the larger networks are random and calibrated on ``procedural`` images, since neither time nor memory of
+a calibration depends on what its images show.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +48,8 @@ def measure(asked: Mapping[str, Any], weights: str, execute: Call) -> dict[str, 
     arguments += ["--seed", str(SEED), "--cache", str(work / "stages"), "--out", str(work / "bundle")]
     begun = time.monotonic()
     must(execute("toolchain.build", arguments, {}), "toolchain.build", arguments)
-    row = dict(asked) | {"wall_seconds": round(time.monotonic() - begun, 1), "cores": available_cores()}
+    row = dict(asked) | {"wall_seconds": round(time.monotonic() - begun, 1)}
+    row["threads"] = int(os.environ.get("OMP_NUM_THREADS", available_cores()))
     row["weights"] = "random" if weights == "random" else "real"
     cost = read_json(work / "bundle" / "cost.json", STAGES)
     for stage in STAGES:

@@ -114,13 +114,14 @@ def lowering_cost(record: Record) -> str:
 
 def build_cost(record: Record) -> str:
     """Minutes of a build and of its stages, and their peaks of memory."""
-    head = ["model", "weights", "scheme", "images", "number", "budget", "whole build, min", "images, min"]
+    head = ["model", "weights", "scheme", "images", "number", "budget", "threads", "whole build, min", "images, min"]
     head += ["calibration, min", "lowering, min", "peak GiB"]
     rows = [
         [
             *(row[key] for key in ("model", "weights", "scheme", "method")),
             str(row["images"]),
             row["budget"],
+            str(row["threads"]),
             *(number(row[f"{what}_seconds"] / 60) for what in ("wall", "images", "calibrate", "lower")),
             number(max(row[f"{stage}_mib"] for stage in ("images", "calibrate", "lower")) / 1024),
         ]

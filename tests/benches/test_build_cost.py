@@ -45,7 +45,7 @@ def test_a_row_is_what_the_build_says_of_itself(tmp_path: Path) -> None:
     (row,) = build_cost.measure_all(["vit_b"], ASKED, execute=build, results=tmp_path)
     assert build.calls[0]["--checkpoint"] == "random" and build.calls[0]["--method"] == "procedural"
     assert (row["calibrate_seconds"], row["calibrate_mib"], row["steps_seconds"]) == (180.0, 3072, {"rounding": 90.0})
-    assert row["wall_seconds"] >= 0 and row["weights"] == "random" and row["cores"] >= 1
+    assert row["wall_seconds"] >= 0 and row["weights"] == "random" and row["threads"] >= 1
     build_cost.measure_all(["vit_b"], ASKED, execute=build, results=tmp_path)
     assert len(build.calls) == 1
     build_cost.measure_all(["vit_b"], ASKED, force=True, execute=build, results=tmp_path)
