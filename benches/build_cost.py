@@ -2,7 +2,7 @@
 
 Each row is one ``python -m toolchain.build`` with nothing in its store. The figures are those the build itself leaves
 in cost.json, and ``wall_seconds``, which also counts starting Python and loading the network. A stage's peak of memory
-is the process's while it ran. ``threads`` is OMP_NUM_THREADS where that is set, else the number of cores. ViT-Ti has its
+is the process's while it ran. ``threads`` is OMP_NUM_THREADS where set, else the number of cores. ViT-Ti has its
 real weights; the larger networks are random and calibrated on ``procedural`` images, since neither time nor memory of
 a calibration depends on what its images show.
 """
