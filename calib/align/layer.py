@@ -58,8 +58,9 @@ def quantize_layer(
         report |= {"scale": found.scale, "zero_point": found.zero_point}
     layer.quantized = True
     target = F.linear(judge, layer.weight, layer.bias)
-    corrected = config.correction.form != "none"
-    wanted = F.linear(rows.inputs, layer.weight, layer.bias) if corrected and rows.wanted is None else rows.wanted
+    wanted = None
+    if config.correction.form != "none":
+        wanted = F.linear(rows.inputs, layer.weight, layer.bias) if rows.wanted is None else rows.wanted
     nearest = _nearest(layer, few, config)
     bias = layer.bias.clone()
     _place(layer, nearest(layer.weight), bias, rows.zero)
@@ -74,7 +75,7 @@ def quantize_layer(
             _put_back(layer, kept)
             report["rejected"].append("gptq")
             rounder = nearest
-    if corrected and wanted is not None:
+    if wanted is not None:
         report |= _correct(layer, rows, wanted, (fit, held), config, rounder, report["rejected"])
     return report
 
