@@ -13,24 +13,21 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 
 from benches.engines import engine_logits
+from benches.exam import BATCH, Exam, as_text, drawn, percent
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, write_result
 from benches.synthesis_accuracy import ABLATION, configuration
-from benches.synthesis_sets import get, photographs
+from benches.synthesis_sets import get
 from benches.verbs import chosen
-from calib.align.distill import softened_divergence
-from calib.align.inputs import in_batches
 from calib.calibrate import calibrate
 from calib.models import LoadedModel, load
-from calib.network import Network
 from calib.recipes import BUDGETS, REAL, methods, recipe
 from calib.scheme import parse
 from runtime.cli import run
@@ -38,41 +35,6 @@ from runtime.cli import run
 NAME = "calibration_accuracy"
 KEY = ("scheme", "method", "images", "iterations", "budget", "correction", "seed")
 MODEL = "vit_t"
-BATCH = 50  # photographs a forward pass in torch
-
-
-def drawn(count: int, images: int, seed: int) -> Tensor:
-    """Which of ``count`` photographs calibrate: (images,) int64."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:images]
-
-
-@dataclass(frozen=True)
-class Exam:
-    """The photographs (B, 3, H, W), normalised, their classes (B,) and the float network's logits (B, classes)."""
-
-    photos: Tensor
-    labels: Tensor
-    logits: Tensor
-
-    @classmethod
-    def of(cls, loaded: LoadedModel) -> Exam:
-        """Every photograph."""
-        photos, labels = photographs(loaded)
-        return cls(photos, labels, answers(loaded.module, photos))
-
-    def top1(self, logits: Tensor) -> float:
-        """Percent of the photographs whose class is the largest of ``logits`` (B, classes)."""
-        return 100 * float((logits.argmax(1) == self.labels).double().mean())
-
-    def divergence(self, logits: Tensor) -> float:
-        """Mean of KL(float || other) over the photographs, in nats, of the other's ``logits`` (B, classes)."""
-        return float(softened_divergence(logits.double(), self.logits.double(), 1.0))
-
-
-@torch.no_grad()
-def answers(network: Network, photos: Tensor) -> Tensor:
-    """Logits (B, classes) of ``network`` on ``photos`` (B, 3, H, W)."""
-    return in_batches(network, photos, BATCH)
 
 
 def measure(loaded: LoadedModel, exam: Exam, row: dict[str, Any], device: str) -> dict[str, Any]:
@@ -98,7 +60,7 @@ def measure(loaded: LoadedModel, exam: Exam, row: dict[str, Any], device: str) -
     model.module.cpu()
     loaded.module.cpu()
     logits = torch.from_numpy(engine_logits(model, photos))
-    hits = logits.argmax(1) == exam.labels
+    hits = exam.hits(logits)
     blocks = [each for each in model.report if each["step"] == "reconstruct"]
     out = row | {
         "device": device,
@@ -113,8 +75,8 @@ def measure(loaded: LoadedModel, exam: Exam, row: dict[str, Any], device: str) -
         "block_errors": [[each["before"], each["after"]] for each in blocks],
     }
     if made.synthesis is None:
-        out["unseen_top1"] = 100 * float(hits[~drawn_here].double().mean())
-    return out | {"hits": "".join("1" if hit else "0" for hit in hits)}
+        out["unseen_top1"] = percent(hits[~drawn_here])
+    return out | {"hits": as_text(hits)}
 
 
 def main(

@@ -1,9 +1,11 @@
 """Measure benches/results/synthesis_accuracy.json: what images from each method are worth as calibration data.
 
-ViT-Ti with its real weights, one fixed calibration (the main job's), and the integer engine's top-1 on the 1,000
-photographs. Every row is one calibration: method, number of images, seed, scheme. ``real`` draws its calibration
-photographs by seed; its ``unseen_top1`` is taken on those it did not draw, and so is the float network's
-``unseen_float_top1``. A row's ``hits`` is a string of 0 and 1, one a photograph, for paired comparisons.
+ViT-Ti with its real weights, one fixed calibration, and the integer engine's top-1 on the 1,000 photographs. The
+calibration is a build's own up to block reconstruction (budget ``fast``; docs/decisions/0038-the-fixed-calibration.md),
+whatever the method. Every row is one calibration: method, number of images, seed, scheme. ``real`` draws its
+calibration photographs by seed; its ``unseen_top1`` is taken on those it did not draw. ``divergence`` is the mean
+KL(float || engine) on the photographs in nats, which moves less by chance than top-1; ``hits`` is a string of 0 and 1,
+one a photograph, for paired comparisons.
 
 Calibration and engine run on one thread each, as many rows at a time as there are cores. Rows are saved as they come;
 a later run keeps them. ``--iterations`` runs every optimising method for another number of iterations than its
@@ -19,19 +21,20 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor
 
 from benches.engines import engine_logits
+from benches.exam import Exam, as_text, drawn, percent
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, read_result, write_result
 from benches.synthesis_ablation import ABLATION
-from benches.synthesis_sets import claims, get, photographs
+from benches.synthesis_sets import claims, get
 from benches.verbs import chosen
 from calib.calibrate import calibrate
 from calib.models import LoadedModel, load
+from calib.recipes import BUDGETS
 from calib.scheme import parse
 from calib.synthesis.methods import METHODS, SPDFQ, SynthesisConfig, with_iterations
 from runtime.cli import run
@@ -41,6 +44,7 @@ NAME = "synthesis_accuracy"
 KEY = ("method", "iterations", "images", "seed", "scheme")
 CLAIM_KEY = ("method", "iterations", "seed", "images")
 REAL = "real"
+BUDGET = "fast"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Cell:
     scheme: str
 
 
-_shared: tuple[LoadedModel, Tensor, Tensor] | None = None
+_shared: tuple[LoadedModel, Exam] | None = None
 
 
 def _begin() -> None:
@@ -61,25 +65,34 @@ def _begin() -> None:
     global _shared
     torch.set_num_threads(1)
     loaded = load("vit_t", str(CHECKPOINT))
-    _shared = (loaded, *photographs(loaded))
+    _shared = (loaded, Exam.of(loaded))
 
 
 def _measure(cell: Cell, pixels: Tensor | None) -> dict[str, Any]:
     """Calibrate, lower and run on every photograph; ``pixels`` is None for ``real``."""
     assert _shared is not None
-    loaded, images, labels = _shared
-    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(cell.seed))[: cell.images]
-    begun = time.monotonic()
-    data = images[drawn] if pixels is None else loaded.spec.normalise(pixels.float())
-    model = calibrate(loaded.module, loaded.spec, parse(cell.scheme), data)
-    seconds = time.monotonic() - begun
-    hits = engine_logits(model, images, threads=1).argmax(1) == labels.numpy()
-    row: dict[str, Any] = {"top1": 100 * float(hits.mean()), "calibrate_seconds": round(seconds, 1)}
+    return measure(*_shared, cell, pixels)
+
+
+def measure(loaded: LoadedModel, exam: Exam, cell: Cell, pixels: Tensor | None) -> dict[str, Any]:
+    """What ``pixels`` (B, 3, H, W) in [0, 1] are worth as calibration images; None = photographs, drawn by seed."""
+    chosen_here = torch.zeros(len(exam.photos), dtype=torch.bool)
     if pixels is None:
-        unseen = np.ones(len(hits), dtype=bool)
-        unseen[drawn.numpy()] = False
-        row["unseen_top1"] = 100 * float(hits[unseen].mean())
-    return row | {"hits": "".join("1" if hit else "0" for hit in hits)}
+        chosen_here[drawn(len(exam.photos), cell.images, cell.seed)] = True
+        data = exam.photos[chosen_here]
+    else:
+        data = loaded.spec.normalise(pixels.float())
+    begun = time.monotonic()
+    fixed = replace(BUDGETS[BUDGET], seed=cell.seed)
+    model = calibrate(loaded.module, loaded.spec, parse(cell.scheme), data, fixed)
+    seconds = time.monotonic() - begun
+    logits = torch.from_numpy(engine_logits(model, exam.photos, threads=1))
+    hits = exam.hits(logits)
+    row: dict[str, Any] = {"top1": percent(hits), "divergence": exam.divergence(logits)}
+    row["calibrate_seconds"] = round(seconds, 1)
+    if pixels is None:
+        row["unseen_top1"] = percent(hits[~chosen_here])
+    return row | {"hits": as_text(hits)}
 
 
 def configuration(method: str, iterations: int | None) -> SynthesisConfig:
@@ -98,10 +111,9 @@ def cells(methods: list[str], counts: list[int], seeds: list[int], schemes: list
 
 
 def _float_row(loaded: LoadedModel) -> dict[str, Any]:
-    images, labels = photographs(loaded)
-    with torch.no_grad():
-        hits = torch.cat([loaded.module(part).argmax(1) for part in images.split(50)]) == labels
-    return {"float_top1": 100 * float(hits.float().mean()), "float_hits": "".join("01"[int(hit)] for hit in hits)}
+    exam = Exam.of(loaded)
+    hits = exam.hits(exam.logits)
+    return {"float_top1": percent(hits), "float_hits": as_text(hits)}
 
 
 def measure_all(wanted: list[Cell], iterations: int | None, force: bool, device: str, jobs: int) -> int:
@@ -115,7 +127,7 @@ def measure_all(wanted: list[Cell], iterations: int | None, force: bool, device:
 
     def save() -> None:
         seeds = sorted({row["seed"] for row in rows})
-        write_result(NAME, {"model": "vit_t", **head, "sets": sets, "rows": rows}, seeds=seeds)
+        write_result(NAME, {"model": "vit_t", "budget": BUDGET, **head, "sets": sets, "rows": rows}, seeds=seeds)
 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_begin) as pool:

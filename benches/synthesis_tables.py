@@ -12,21 +12,17 @@ Record = dict[str, Any]
 ORDER = (
     "noise",
     "procedural",
-    "procedural (dead leaves)",
     "psaq",
     "mimiq",
     "dfq-vit",
     "spdfq",
     "best",
-    "best (dead leaves)",
     "real",
 )
 
 
 def _spread(values: list[float]) -> str:
     """Mean, and the standard deviation and number of seeds where there are several."""
-    if not values:
-        return "–"
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f} ({len(values)})" if len(values) > 1 else "")
 
 
@@ -34,18 +30,26 @@ def _rank(method: str) -> tuple[int, str]:
     return (ORDER.index(method) if method in ORDER else len(ORDER), method)
 
 
+def _worth(rows: list[Record]) -> str:
+    """Top-1 as in :func:`_spread`, and the mean divergence."""
+    if not rows:
+        return "–"
+    return f"{_spread([row['top1'] for row in rows])}; {mean(row['divergence'] for row in rows):.3f}"
+
+
 def accuracy(record: Record) -> str:
-    """Engine top-1 on the photographs by method and number of images; a row a method and number of iterations."""
-    cells: dict[tuple[str, int], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Engine top-1 and divergence on the photographs by method and number of images; a row a method and number of
+    iterations."""
+    cells: dict[tuple[str, int], dict[tuple[str, int], list[Record]]] = defaultdict(lambda: defaultdict(list))
     for row in record["rows"]:
-        cells[row["method"], row["iterations"]][row["scheme"], row["images"]].append(row["top1"])
+        cells[row["method"], row["iterations"]][row["scheme"], row["images"]].append(row)
     columns = sorted({key for values in cells.values() for key in values}, key=lambda key: (key[0], key[1]))
     head = ["method", "iterations", *(f"{scheme}, {images} images" for scheme, images in columns)]
     rows = [
-        [method, str(iterations or "–"), *(_spread(cells[method, iterations].get(column, [])) for column in columns)]
+        [method, str(iterations or "–"), *(_worth(cells[method, iterations].get(column, [])) for column in columns)]
         for method, iterations in sorted(cells, key=lambda key: (*_rank(key[0]), key[1]))
     ]
-    note = f"Float top-1 on the same photographs: {record['float_top1']:.1f}."
+    note = f"Float top-1 on the same photographs: {record['float_top1']:.1f}. Calibration: budget {record['budget']}."
     return f"{note}\n\n" + markdown(head, rows, left=1)
 
 

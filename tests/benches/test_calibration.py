@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benches import calibration_accuracy
-from benches.calibration_accuracy import Exam, answers, drawn, measure
+from benches.calibration_accuracy import measure
 from benches.calibration_tables import accuracy, accuracy_before, headline, published
 from benches.engines import engine_logits
+from benches.exam import Exam, answers, drawn
 from calib.align.config import CalibrateConfig
 from calib.calibrate import calibrate
 from calib.models import load

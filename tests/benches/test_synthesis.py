@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benches import synthesis_sets, synthesis_tables
+from benches import synthesis_accuracy, synthesis_sets, synthesis_tables
+from benches.exam import Exam, answers, drawn
 from benches.synthesis_ablation import ABLATION
 from benches.synthesis_accuracy import Cell, cells, configuration
 from benches.synthesis_speed import METHODS as SINGLE
 from benches.synthesis_speed import iteration, plain, timed
+from calib.align.config import CalibrateConfig
+from calib.calibrate import calibrate
 from calib.models import load
+from calib.recipes import BUDGETS
 from calib.synthesis.methods import BEST, METHODS, PSAQ, with_iterations
+from tests.calib.networks import pictures
 
 
 def test_cells_come_seed_by_seed() -> None:
@@ -67,15 +73,42 @@ def test_an_iteration_moves_the_images(method: str) -> None:
 
 
 def test_best_is_in_the_table_in_its_place() -> None:
+    common = {"iterations": 60, "images": 32, "scheme": "w4a8"}
     rows = [
-        {"method": method, "iterations": 60, "images": 32, "seed": seed, "scheme": "w4a8", "top1": top1}
-        for method, seed, top1 in [("real", 0, 81.0), ("best", 0, 80.0), ("best", 1, 82.0), ("noise", 0, 60.0)]
+        {**common, "method": method, "seed": seed, "top1": top1, "divergence": divergence}
+        for method, seed, top1, divergence in [
+            ("real", 0, 81.0, 0.25),
+            ("best", 0, 80.0, 0.25),
+            ("best", 1, 82.0, 0.5),
+            ("noise", 0, 60.0, 1.0),
+        ]
     ]
-    text = synthesis_tables.accuracy({"rows": rows, "float_top1": 87.5})
-    assert "87.5" in text
+    rows.append({**rows[0], "images": 128})
+    text = synthesis_tables.accuracy({"rows": rows, "float_top1": 87.5, "budget": "fast"})
+    assert "87.5" in text and "fast" in text
     lines = text.splitlines()[-3:]
     assert [line.split("|")[1].strip() for line in lines] == ["noise", "best", "real"]
-    assert lines[1].endswith("| 81.0 ± 1.4 (2) |") and lines[2].endswith("| 81.0 |")
+    assert lines[1].endswith("| 81.0 ± 1.4 (2); 0.375 | – |") and lines[2].endswith("| 81.0; 0.250 | 81.0; 0.250 |")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_row_is_the_fixed_calibration_on_these_images(given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits, photos = load("vit_digits"), pictures(20, 32).clamp(-1, 1)
+    exam = Exam(photos, digits.module(photos).argmax(1).detach(), answers(digits.module, photos))
+    asked: list[CalibrateConfig] = []
+
+    def noted(*arguments: Any) -> Any:
+        asked.append(arguments[-1])
+        return calibrate(*arguments)
+
+    monkeypatch.setattr(synthesis_accuracy, "calibrate", noted)
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(5)).half() if given else None
+    row = synthesis_accuracy.measure(digits, exam, Cell("noise" if given else "real", 4, 7, "w8a8"), pixels)
+    assert asked == [replace(BUDGETS["fast"], seed=7)]
+    assert row["top1"] == 100 * row["hits"].count("1") / 20 and row["top1"] > 50 and row["divergence"] > 0
+    seen = drawn(20, 4, 7).tolist()
+    unseen = [hit == "1" for index, hit in enumerate(row["hits"]) if index not in seen]
+    assert row.get("unseen_top1") == (None if given else 100 * sum(unseen) / 16)
 
 
 def test_sets_and_speed_tables() -> None:

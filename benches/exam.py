@@ -1,0 +1,64 @@
+"""The photographs as an exam: what a network's logits are worth on them, beside the float network's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benches.synthesis_sets import photographs
+from calib.align.distill import softened_divergence
+from calib.align.inputs import in_batches
+from calib.models import LoadedModel
+from calib.network import Network
+
+BATCH = 50  # photographs a forward pass in torch
+
+
+def drawn(count: int, images: int, seed: int) -> Tensor:
+    """Which of ``count`` photographs calibrate: (images,) int64."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:images]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The photographs (B, 3, H, W), normalised, their classes (B,) and the float network's logits (B, classes)."""
+
+    photos: Tensor
+    labels: Tensor
+    logits: Tensor
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> Exam:
+        """Every photograph."""
+        photos, labels = photographs(loaded)
+        return cls(photos, labels, answers(loaded.module, photos))
+
+    def hits(self, logits: Tensor) -> Tensor:
+        """Whether the class is the largest of ``logits`` (B, classes): (B,) bool."""
+        return logits.argmax(1) == self.labels
+
+    def top1(self, logits: Tensor) -> float:
+        """Percent of the photographs that ``logits`` (B, classes) hit."""
+        return percent(self.hits(logits))
+
+    def divergence(self, logits: Tensor) -> float:
+        """Mean of KL(float || other) over the photographs, in nats, of the other's ``logits`` (B, classes)."""
+        return float(softened_divergence(logits.double(), self.logits.double(), 1.0))
+
+
+def percent(hits: Tensor) -> float:
+    """Of ``hits`` (B,) bool."""
+    return 100 * float(hits.double().mean())
+
+
+def as_text(hits: Tensor) -> str:
+    """``hits`` (B,) bool as 0 and 1, for paired comparisons."""
+    return "".join("1" if hit else "0" for hit in hits)
+
+
+@torch.no_grad()
+def answers(network: Network, photos: Tensor) -> Tensor:
+    """Logits (B, classes) of ``network`` on ``photos`` (B, 3, H, W)."""
+    return in_batches(network, photos, BATCH)
