@@ -230,11 +230,12 @@ def _quantize_piece(
             zeros = shifts
     with clock("quantize"):
         begin(student, piece)
+        correction = config.layer.correction
         for site in piece.sites:
             report += _quantize_point(student, piece, (site, BEFORE), quant_stream[few], of_few, config, generator)
             inputs = layer_inputs(student, piece, site.name, quant_stream[few], config.batch)
             outputs = None
-            if config.layer.correction.target == "float" and site.kind != "qkv":
+            if correction.form != "none" and correction.target == "float" and site.kind != "qkv":
                 outputs = teacher.layer_outputs(index, site.name, float_stream[few], config.batch)
             rows = LayerRows(inputs, of_few, outputs, _heads(student, site), zeros.get(site.name))
             report.append(quantize_layer(student.get_submodule(site.name), site, rows, config.layer, generator))

@@ -265,6 +265,23 @@ def test_a_published_shift_is_an_asymmetric_quantizers_zero_point(make: Any, sid
     assert seen >= 4
 
 
+@pytest.mark.parametrize("correction", ["none", "bias"])
+def test_the_float_networks_activations_are_looked_up_where_something_aims_at_them(
+    correction: str, noise: Tensor, digits: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+    known = Teacher.layer_outputs
+
+    def noted(self: Teacher, index: int, name: str, stream: Tensor, batch: int) -> Tensor:
+        looked_up.append(name)
+        return known(self, index, name, stream, batch)
+
+    monkeypatch.setattr(Teacher, "layer_outputs", noted)
+    calibrate(digits.module, digits.spec, parse("w8a8"), noise[:4], recipe("dfq-vit", correction=correction).align)
+    aimed = [site.name for site in sites(digits.module) if site.kind != "qkv"]
+    assert looked_up == ([] if correction == "none" else aimed)
+
+
 def test_tokens_all_alike_is_another_calibration_and_no_fold_depends_on_it() -> None:
     model = tiny_vit()
     weighted, alike = (quick(model, VIT_SIDE, "w4a8", weight_tokens=on) for on in (True, False))
