@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benches.synthesis_sets import photographs
+from benches.synthesis_sets import ImageSet, photographs
 from calib.align.distill import softened_divergence
 from calib.align.inputs import in_batches
 from calib.models import LoadedModel
@@ -19,6 +19,15 @@ BATCH = 50  # photographs a forward pass in torch
 def drawn(count: int, images: int, seed: int) -> Tensor:
     """Which of ``count`` photographs calibrate: (images,) int64."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:images]
+
+
+def photograph_set(loaded: LoadedModel, images: int, seed: int) -> ImageSet:
+    """The photographs that calibrate, as a set like those that are made; its classes are the labels."""
+    photos, labels = photographs(loaded)
+    chosen = torch.zeros(len(photos), dtype=torch.bool)
+    chosen[drawn(len(photos), images, seed)] = True
+    pixels = loaded.spec.denormalise(photos[chosen]).clamp(0, 1).half()
+    return ImageSet(pixels, labels[chosen, None], {"method": "real", "images": images, "iterations": 0, "seconds": 0.0})
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import typer
 from torch import Tensor
 
 from benches.engines import engine_logits
-from benches.exam import Exam, as_text, drawn, percent
+from benches.exam import Exam, as_text, drawn, percent, photograph_set
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, read_result, write_result
 from benches.synthesis_ablation import ABLATION
@@ -142,13 +142,15 @@ def measure_all(wanted: list[Cell], iterations: int | None, force: bool, device:
             about |= {"images": cell.images, "seed": cell.seed, "scheme": cell.scheme}
             if tuple(about[field] for field in KEY) in have:
                 continue
-            pixels = None
+            many = largest[cell.method, cell.seed]
+            known = any(all(old[k] == {**about, "images": many}[k] for k in CLAIM_KEY) for old in sets)
+            made = None
             if config is not None:
-                many = largest[cell.method, cell.seed]
                 made = get(loaded, replace(config, images=many, method=cell.method), cell.seed, device)
-                if not any(all(old[k] == {**about, "images": many}[k] for k in CLAIM_KEY) for old in sets):
-                    sets = put_row(sets, claims(loaded, made, cell.seed, SPDFQ), CLAIM_KEY)
-                pixels = made.first(cell.images).pixels
+            if not known:
+                shown = made or photograph_set(loaded, many, cell.seed)
+                sets = put_row(sets, claims(loaded, shown, cell.seed, SPDFQ), CLAIM_KEY)
+            pixels = None if made is None else made.first(cell.images).pixels
             pending[pool.submit(_measure, cell, pixels)] = about
             if len(pending) >= 2 * jobs:
                 rows = _collect(pending, rows, 1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from benches import exam as exams
 from benches import synthesis_accuracy, synthesis_sets, synthesis_tables
 from benches.exam import Exam, answers, drawn
 from benches.synthesis_ablation import ABLATION
@@ -62,6 +63,18 @@ def test_claims_of_images_without_classes(tmp_path: Path, monkeypatch: pytest.Mo
     digits = load("vit_digits")
     noise = synthesis_sets.get(digits, replace(METHODS["noise"], images=2), 0)
     assert synthesis_sets.claims(digits, noise, 0, METHODS["spdfq"])["agreement"] is None
+
+
+def test_photographs_are_a_set_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits, photos, labels = load("vit_digits"), pictures(20, 32).clamp(-1, 1), torch.arange(20) % 10
+    monkeypatch.setattr(exams, "photographs", lambda loaded: (photos, labels))
+    found = exams.photograph_set(digits, 4, 7)
+    chosen = sorted(drawn(20, 4, 7).tolist())
+    assert found.classes[:, 0].tolist() == labels[chosen].tolist()
+    expected = digits.spec.denormalise(photos[chosen]).clamp(0, 1)
+    assert found.pixels.dtype == torch.float16 and torch.allclose(found.pixels.float(), expected, atol=1e-3)
+    row = synthesis_sets.claims(digits, found, 7, METHODS["spdfq"])
+    assert row["method"] == "real" and row["images"] == 4 and 0 <= row["agreement"] <= 1
 
 
 @pytest.mark.parametrize("method", SINGLE)
