@@ -41,10 +41,9 @@ def measure(loaded: LoadedModel, exam: Exam, row: dict[str, Any], device: str) -
     """Calibrate and run one row: what was asked (``KEY``) with what came of it."""
     photos = exam.photos
     made = recipe(row["method"].split(":")[0], row["budget"], row["correction"])
-    drawn_here = torch.zeros(len(photos), dtype=torch.bool)
+    calibrates = drawn(len(photos), row["images"], row["seed"])
     if made.synthesis is None:
-        drawn_here[drawn(len(photos), row["images"], row["seed"])] = True
-        data = photos[drawn_here]
+        data = photos[calibrates]
     else:
         config = replace(configuration(row["method"], row["iterations"]), images=row["images"])
         data = loaded.spec.normalise(get(loaded, config, row["seed"], device).pixels.float())
@@ -75,7 +74,7 @@ def measure(loaded: LoadedModel, exam: Exam, row: dict[str, Any], device: str) -
         "block_errors": [[each["before"], each["after"]] for each in blocks],
     }
     if made.synthesis is None:
-        out["unseen_top1"] = percent(hits[~drawn_here])
+        out["unseen_top1"] = percent(hits[~calibrates])
     return out | {"hits": as_text(hits)}
 
 

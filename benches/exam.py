@@ -17,15 +17,15 @@ BATCH = 50  # photographs a forward pass in torch
 
 
 def drawn(count: int, images: int, seed: int) -> Tensor:
-    """Which of ``count`` photographs calibrate: (images,) int64."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:images]
+    """Which of ``count`` photographs calibrate: (count,) bool, ``images`` of them True."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(count, dtype=torch.bool).index_fill_(0, order[:images], True)
 
 
 def photograph_set(loaded: LoadedModel, images: int, seed: int) -> ImageSet:
     """The photographs that calibrate, as a set like those that are made; its classes are the labels."""
     photos, labels = photographs(loaded)
-    chosen = torch.zeros(len(photos), dtype=torch.bool)
-    chosen[drawn(len(photos), images, seed)] = True
+    chosen = drawn(len(photos), images, seed)
     pixels = loaded.spec.denormalise(photos[chosen]).clamp(0, 1).half()
     return ImageSet(pixels, labels[chosen, None], {"method": "real", "images": images, "iterations": 0, "seconds": 0.0})
 

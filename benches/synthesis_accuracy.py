@@ -76,12 +76,8 @@ def _measure(cell: Cell, pixels: Tensor | None) -> dict[str, Any]:
 
 def measure(loaded: LoadedModel, exam: Exam, cell: Cell, pixels: Tensor | None) -> dict[str, Any]:
     """What ``pixels`` (B, 3, H, W) in [0, 1] are worth as calibration images; None = photographs, drawn by seed."""
-    chosen_here = torch.zeros(len(exam.photos), dtype=torch.bool)
-    if pixels is None:
-        chosen_here[drawn(len(exam.photos), cell.images, cell.seed)] = True
-        data = exam.photos[chosen_here]
-    else:
-        data = loaded.spec.normalise(pixels.float())
+    calibrates = drawn(len(exam.photos), cell.images, cell.seed)
+    data = exam.photos[calibrates] if pixels is None else loaded.spec.normalise(pixels.float())
     begun = time.monotonic()
     fixed = replace(BUDGETS[BUDGET], seed=cell.seed)
     model = calibrate(loaded.module, loaded.spec, parse(cell.scheme), data, fixed)
@@ -91,7 +87,7 @@ def measure(loaded: LoadedModel, exam: Exam, cell: Cell, pixels: Tensor | None) 
     row: dict[str, Any] = {"top1": percent(hits), "divergence": exam.divergence(logits)}
     row["calibrate_seconds"] = round(seconds, 1)
     if pixels is None:
-        row["unseen_top1"] = percent(hits[~chosen_here])
+        row["unseen_top1"] = percent(hits[~calibrates])
     return row | {"hits": as_text(hits)}
 
 
