@@ -20,7 +20,7 @@ import torch
 import typer
 
 from benches.engines import engine_logits
-from benches.exam import BATCH, Exam, as_text, drawn, percent
+from benches.exam import BATCH, Exam, drawn
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, write_result
 from benches.synthesis_accuracy import ABLATION, configuration
@@ -59,23 +59,18 @@ def measure(loaded: LoadedModel, exam: Exam, row: dict[str, Any], device: str) -
     model.module.cpu()
     loaded.module.cpu()
     logits = torch.from_numpy(engine_logits(model, photos))
-    hits = exam.hits(logits)
     blocks = [each for each in model.report if each["step"] == "reconstruct"]
-    out = row | {
+    return row | {
         "device": device,
         "calibrate_seconds": round(seconds, 1),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "top1": exam.top1(logits),
-        "divergence": exam.divergence(logits),
+        **exam.marks(logits, calibrates if made.synthesis is None else None),
         "fake_quant_top1": exam.top1(model.logits(photos, BATCH)),
         "blocks_accepted": sum(each["accepted"] for each in blocks),
         "blocks": len(blocks),
         "wide": [each["layer"] for each in model.report if each["step"] == "widen"],
         "block_errors": [[each["before"], each["after"]] for each in blocks],
     }
-    if made.synthesis is None:
-        out["unseen_top1"] = percent(hits[~calibrates])
-    return out | {"hits": as_text(hits)}
 
 
 def main(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from calib.align.distill import softened_divergence
 from calib.align.inputs import in_batches
 from calib.models import LoadedModel
 from calib.network import Network
+from calib.recipes import REAL
 
 BATCH = 50  # photographs a forward pass in torch
 
@@ -27,7 +29,7 @@ def photograph_set(loaded: LoadedModel, images: int, seed: int) -> ImageSet:
     photos, labels = photographs(loaded)
     chosen = drawn(len(photos), images, seed)
     pixels = loaded.spec.denormalise(photos[chosen]).clamp(0, 1).half()
-    return ImageSet(pixels, labels[chosen, None], {"method": "real", "images": images, "iterations": 0, "seconds": 0.0})
+    return ImageSet(pixels, labels[chosen, None], {"method": REAL, "images": images, "iterations": 0, "seconds": 0.0})
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,24 @@ class Exam:
 
     def top1(self, logits: Tensor) -> float:
         """Percent of the photographs that ``logits`` (B, classes) hit."""
-        return percent(self.hits(logits))
+        return _percent(self.hits(logits))
+
+    def hits_text(self, logits: Tensor) -> str:
+        """The hits of ``logits`` (B, classes) as 0 and 1, one a photograph, for paired comparisons."""
+        return "".join("1" if hit else "0" for hit in self.hits(logits))
 
     def divergence(self, logits: Tensor) -> float:
         """Mean of KL(float || other) over the photographs, in nats, of the other's ``logits`` (B, classes)."""
         return float(softened_divergence(logits.double(), self.logits.double(), 1.0))
 
+    def marks(self, logits: Tensor, seen: Tensor | None) -> dict[str, Any]:
+        """What a row says of ``logits`` (B, classes); ``seen`` (B,) bool: photographs that calibrated."""
+        marks = {"top1": self.top1(logits), "divergence": self.divergence(logits), "hits": self.hits_text(logits)}
+        return marks if seen is None else marks | {"unseen_top1": _percent(self.hits(logits)[~seen])}
 
-def percent(hits: Tensor) -> float:
-    """Of ``hits`` (B,) bool."""
+
+def _percent(hits: Tensor) -> float:
     return 100 * float(hits.double().mean())
-
-
-def as_text(hits: Tensor) -> str:
-    """``hits`` (B,) bool as 0 and 1, for paired comparisons."""
-    return "".join("1" if hit else "0" for hit in hits)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ import typer
 from torch import Tensor
 
 from benches.engines import engine_logits
-from benches.exam import Exam, as_text, drawn, percent, photograph_set
+from benches.exam import Exam, drawn, photograph_set
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, read_result, write_result
 from benches.synthesis_ablation import ABLATION
@@ -34,7 +34,7 @@ from benches.synthesis_sets import claims, get
 from benches.verbs import chosen
 from calib.calibrate import calibrate
 from calib.models import LoadedModel, load
-from calib.recipes import BUDGETS
+from calib.recipes import BUDGETS, REAL
 from calib.scheme import parse
 from calib.synthesis.methods import METHODS, SPDFQ, SynthesisConfig, with_iterations
 from runtime.cli import run
@@ -43,7 +43,6 @@ from runtime.machine import available_cores
 NAME = "synthesis_accuracy"
 KEY = ("method", "iterations", "images", "seed", "scheme")
 CLAIM_KEY = ("method", "iterations", "seed", "images")
-REAL = "real"
 BUDGET = "fast"
 
 
@@ -83,12 +82,8 @@ def measure(loaded: LoadedModel, exam: Exam, cell: Cell, pixels: Tensor | None) 
     model = calibrate(loaded.module, loaded.spec, parse(cell.scheme), data, fixed)
     seconds = time.monotonic() - begun
     logits = torch.from_numpy(engine_logits(model, exam.photos, threads=1))
-    hits = exam.hits(logits)
-    row: dict[str, Any] = {"top1": percent(hits), "divergence": exam.divergence(logits)}
-    row["calibrate_seconds"] = round(seconds, 1)
-    if pixels is None:
-        row["unseen_top1"] = percent(hits[~calibrates])
-    return row | {"hits": as_text(hits)}
+    marks = exam.marks(logits, calibrates if pixels is None else None)
+    return {"calibrate_seconds": round(seconds, 1)} | marks
 
 
 def configuration(method: str, iterations: int | None) -> SynthesisConfig:
@@ -108,8 +103,7 @@ def cells(methods: list[str], counts: list[int], seeds: list[int], schemes: list
 
 def _float_row(loaded: LoadedModel) -> dict[str, Any]:
     exam = Exam.of(loaded)
-    hits = exam.hits(exam.logits)
-    return {"float_top1": percent(hits), "float_hits": as_text(hits)}
+    return {"float_top1": exam.top1(exam.logits), "float_hits": exam.hits_text(exam.logits)}
 
 
 def measure_all(wanted: list[Cell], iterations: int | None, force: bool, device: str, jobs: int) -> int:
