@@ -75,7 +75,7 @@ def overhead(bundle: Path, threads: int, seconds: float) -> dict[str, Any]:
     images = tiled(opened.golden().images, 1)
     engine = OrtEngine.open(opened, threads=threads)
     contender, timing, bare = Contender("engine", bundle.name, engine, images), Timing(), list[float]()
-    session, (feed, output) = engine._session, engine._names
+    session, (feed, output) = engine.session(lane=threads == 1), engine._names
     warm_up([contender], 1.0)
     start = time.perf_counter()
     while not bare or time.perf_counter() - start < seconds:

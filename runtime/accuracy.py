@@ -132,8 +132,8 @@ def lanes_of(backend: str, threads: int, batch: int) -> tuple[int, int]:
     """(calls side by side, pictures a call) for ``batch`` pictures at a time.
 
     The threads of one call meet at the end of every operator; calls of one thread each do not, and give the same bits.
-    They share the pictures, so that what they compute fits the cores' caches: ViT-Ti takes 10.1 ms of a core for a
-    picture in calls of 4, 11.2 in calls of 8, 14.5 in calls of 16 (Xeon with 2 MiB of L2 cache a core).
+    They are the engine's own lanes (docs/decisions/0039-lanes.md), held open over all models and batches: no lane waits
+    for another before the last picture.
     """
     count = threads if backend in CONCURRENT else 1
     return count, max(1, batch // count)

@@ -2,17 +2,16 @@
 
 The rewrites give the same bits (``runtime.compile`` compares them on the golden images, ``runtime.parity`` at every
 tap). On 2 threads of a Xeon with AMX, ONNX Runtime 1.31.1, deit_s at batch 1: 16.8 ms as optimized, 15.9 with the
-biases folded, 15.0 with fused attention too (medians of 150 interleaved runs); in another such run, 15.8 before and
-15.4 after the qkv product went into the attention.
+biases folded, 15.0 with fused attention too (medians of 150 interleaved runs). What follows is :mod:`runtime.qkv`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from runtime.onnx_edit import NewNode, replace_nodes
-from runtime.onnx_wire import UINT8, Graph, Node, read_graph, standard_opset
+from runtime.onnx_links import Links, closed
+from runtime.onnx_wire import Node, read_graph, standard_opset
 
 VERSION = 2  # part of a compiled engine's key: raise it when the result of these rewrites changes
 OWN_OPSET = 21  # of every graph toolchain.graph emits; what is older was not made by us, and stays as it is
@@ -33,7 +32,7 @@ def fuse_attention(model: bytes) -> bytes:
     """
     if standard_opset(model) < OWN_OPSET:
         return model
-    links = _Links(read_graph(model))
+    links = Links(read_graph(model))
     places: dict[int, list[NewNode]] = {}
     for node in links.graph.nodes:
         found = _attention(links, node) if node.op_type == "Softmax" else None
@@ -49,7 +48,7 @@ def fold_biases(model: bytes) -> bytes:
     Raises:
         IntvitError: the bytes are malformed.
     """
-    links = _Links(read_graph(model))
+    links = Links(read_graph(model))
     constant = links.graph.constant
     places: dict[int, list[NewNode]] = {}
     flat = []
@@ -68,88 +67,6 @@ def fold_biases(model: bytes) -> bytes:
         places[links.index[id(add)]] = []
         flat.append(bias)
     return replace_nodes(model, places, flatten=flat) if places else model
-
-
-def join_qkv(model: bytes) -> bytes:
-    """Every ``MatMulIntegerToFloat`` that is only split for an ``Attention`` joins it as one ``QAttention``.
-
-    That contrib operator writes q, k and v where its attention reads them, so the split costs nothing. Its CPU kernel
-    takes unsigned activations and no score bias; the scale of the scores must be 1, as toolchain.graph has it.
-    https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.QAttention
-
-    Raises:
-        IntvitError: the bytes are malformed.
-    """
-    links = _Links(read_graph(model))
-    places: dict[int, list[NewNode]] = {}
-    for node in links.graph.nodes:
-        parts = _split_product(links, node) if node.op_type == "Attention" and not node.domain else None
-        if parts is None:
-            continue
-        product, split = parts
-        a, w, a_scale, w_scale, a_zero, w_zero, bias = product.inputs
-        heads = {"num_heads": node.integers["q_num_heads"][0], "scale": 1.0}
-        inputs = (a, w, bias, a_scale, w_scale, "", a_zero, w_zero)
-        joined = NewNode("QAttention", product.name, inputs, node.outputs, product.domain, heads)
-        places |= {links.index[id(product)]: [], links.index[id(split)]: [], links.index[id(node)]: [joined]}
-    return replace_nodes(model, places) if places else model
-
-
-def _split_product(links: _Links, attention: Node) -> tuple[Node, Node] | None:
-    """The integer product and the Split that make q, k and v of an attention, where nobody else reads either."""
-    split = links.maker(attention.inputs[0], "Split", axis=(2,))
-    product = links.graph.producer.get(split.inputs[0]) if split else None
-    if split is None or product is None or product.op_type != "MatMulIntegerToFloat":
-        return None
-    if attention.inputs != split.outputs or len(attention.outputs) != 1 or len(product.inputs) <= _BIAS:
-        return None
-    zero = links.graph.constant.get(product.inputs[4])
-    heads = [attention.integers.get(name) for name in ("q_num_heads", "kv_num_heads")]
-    fits = zero is not None and zero.data_type == UINT8 and heads[0] and heads[0] == heads[1]
-    if not fits or attention.floats.get("scale") != 1.0 or not _closed(links, (product, split, attention), attention):
-        return None
-    return product, split
-
-
-@dataclass(frozen=True)
-class _Links:
-    """A graph with the way from each tensor to those who read it."""
-
-    graph: Graph
-
-    @cached_property
-    def index(self) -> dict[int, int]:
-        """Each node's number in file order, by ``id``."""
-        return {id(node): number for number, node in enumerate(self.graph.nodes)}
-
-    @cached_property
-    def readers(self) -> dict[str, list[Node]]:
-        """The nodes that read each tensor."""
-        found: dict[str, list[Node]] = {}
-        for node in self.graph.nodes:
-            for name in node.inputs:
-                found.setdefault(name, []).append(node)
-        return found
-
-    def maker(self, name: str, op_type: str, **integers: tuple[int, ...]) -> Node | None:
-        """The node that makes ``name``, if it is of that type and has those attributes."""
-        return _fitting(self.graph.producer.get(name), op_type, integers)
-
-    def reader(self, node: Node, op_type: str, **integers: tuple[int, ...]) -> Node | None:
-        """The only node that reads what ``node`` makes, if it is of that type and has those attributes."""
-        found = self.readers.get(node.outputs[0], [])
-        alone = len(found) == 1 and node.outputs[0] not in self.graph.outputs
-        return _fitting(found[0], op_type, integers) if alone else None
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        """The values of an int64 constant, empty for anything else."""
-        return self.graph.constant[name].integers() if name in self.graph.constant else ()
-
-
-def _fitting(node: Node | None, op_type: str, integers: dict[str, tuple[int, ...]]) -> Node | None:
-    if node is None or node.op_type != op_type or node.domain:
-        return None
-    return node if all(node.integers.get(name) == value for name, value in integers.items()) else None
 
 
 @dataclass(frozen=True)
@@ -181,7 +98,7 @@ class _Attention:
         return [*nodes, NewNode("Attention", self.name, inputs, self.merge.outputs, attributes=heads)]
 
 
-def _attention(links: _Links, softmax: Node) -> _Attention | None:
+def _attention(links: Links, softmax: Node) -> _Attention | None:
     """The self-attention around a Softmax, or None where it is not exactly the pattern."""
     added = links.maker(softmax.inputs[0], "Add")
     product, mask = _scores(links, softmax, added)
@@ -208,20 +125,20 @@ def _attention(links: _Links, softmax: Node) -> _Attention | None:
         return None
     nodes = (unfold, heads_first, split, *picks, first, turned, scores, added, softmax, mixed, middle, merge)
     parts = tuple(node for node in nodes if node is not None)
-    if not _closed(links, parts, merge):
+    if not closed(links, parts, merge):
         return None
     name = softmax.name.rpartition("/")[0] or softmax.name
     return _Attention(name, unfold.inputs[0], shape[3], mask, first, merge, parts)
 
 
-def _first_query(links: _Links, queries: str) -> Node | None:
+def _first_query(links: Links, queries: str) -> Node | None:
     """The Slice that makes ``queries`` of the first token's row, (B, H, 1, d) of (B, H, T, d), if there is one."""
     found = links.maker(queries, "Slice")
     bounds = [links.integers(name) for name in found.inputs[1:]] if found else []
     return found if bounds == [(0,), (1,), (2,)] else None
 
 
-def _scores(links: _Links, softmax: Node, added: Node | None) -> tuple[str, str]:
+def _scores(links: Links, softmax: Node, added: Node | None) -> tuple[str, str]:
     """The name of the product that softmax reads, and of the constant (1, H, T, T) added to it, if there is one."""
     if added is None:
         return softmax.inputs[0], ""
@@ -229,11 +146,3 @@ def _scores(links: _Links, softmax: Node, added: Node | None) -> tuple[str, str]
     product = next(name for name in added.inputs if name != mask)
     fits = mask and len(links.graph.constant[mask].dims) == 4
     return (product, mask) if fits else ("", "")
-
-
-def _closed(links: _Links, parts: tuple[Node, ...], last: Node) -> bool:
-    """Nothing but these nodes reads what they make, apart from what ``last`` makes."""
-    inside = {id(part) for part in parts}
-    made = {name for part in parts if part is not last for name in part.outputs}
-    read = {name for name in made for node in links.readers.get(name, ()) if id(node) not in inside}
-    return not read and made.isdisjoint(links.graph.outputs)

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from typer import Option
 
-from runtime import cli
+from runtime import cli, machine
 from runtime.backends.base import backend_class, open_engine
-from runtime.backends.ort import executed_bytes, make_session
+from runtime.backends.ort import called_bytes, executed_bytes, make_session
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.execution import INTEGER_KERNELS, execution, warnings
@@ -33,8 +33,11 @@ TYPES = {INT8: "s8", UINT8: "u8"}
 FLOAT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 
-def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) -> Inspection:
+def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None, batch: int = 1) -> Inspection:
     """Find every layer of the bundle in what ``backend`` executes on this machine, OpenVINO's with their times.
+
+    ``threads`` (None: the cores there are) and ``batch``, the images a call, decide which form of the graph ONNX
+    Runtime runs (:func:`runtime.backends.ort.called_bytes`).
 
     Raises:
         IntvitError: the backend is unknown or not installed, or its graph does not load.
@@ -42,7 +45,9 @@ def inspect(bundle: Bundle, backend: str = "ort", threads: int | None = None) ->
     if backend == "tensorrt":
         return _inspect_tensorrt(bundle)
     backend_class(backend)
-    return inspect_openvino.inspect(bundle, threads) if backend == "openvino" else _inspect_ort(bundle)
+    if backend == "openvino":
+        return inspect_openvino.inspect(bundle, threads)
+    return _inspect_ort(bundle, threads or machine.available_cores(), batch)
 
 
 def _inspect_tensorrt(bundle: Bundle) -> Inspection:
@@ -54,9 +59,9 @@ def _inspect_tensorrt(bundle: Bundle) -> Inspection:
         engine.close()
 
 
-def _inspect_ort(bundle: Bundle) -> Inspection:
+def _inspect_ort(bundle: Bundle, threads: int, batch: int) -> Inspection:
     path = bundle.file("graph", "ort")
-    executed = executed_bytes(bundle)
+    executed = called_bytes(executed_bytes(bundle), batch, threads)
     optimized, stored = read_graph(executed), read_graph(path.read_bytes())
     rows = tuple(_row(layer, optimized, stored) for layer in bundle.manifest.layers)
     found = execution(optimized, bundle.manifest.layers)
@@ -170,7 +175,7 @@ def main(
     profile: Annotated[
         bool, Option("--profile", help="Also run it under ONNX Runtime's profiler (OpenVINO is always timed).")
     ] = False,
-    batch: Annotated[int, Option("--batch", min=1, help="Images a profiled run.")] = 1,
+    batch: Annotated[int, Option("--batch", min=1, help="Images a call.")] = 1,
     threads: cli.ThreadsOption = None,
     engine_json: Annotated[
         Path | None,
@@ -183,7 +188,7 @@ def main(
         backend = "tensorrt"
         found = inspect_tensorrt.inspect(opened, _text(engine_json), where=str(engine_json))
     else:
-        found = inspect(opened, backend, threads)
+        found = inspect(opened, backend, threads, batch)
     timed = (
         profiling.profile(opened, _executing, batch=batch, threads=threads) if profile and backend == "ort" else None
     )

@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime import machine
-from runtime.backends.ort import make_session
+from runtime.backends.ort import A_CALL, called_bytes, make_session
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.lanes import divide
 from runtime.manifest import Layer
 from runtime.onnx_wire import Graph, Node, read_graph
+from runtime.qkv import carriers
 from runtime.rungs import rung
 
 WARM, RUNS = 3, 50
@@ -56,6 +58,7 @@ class Profile:
 
     Attributes:
         batch, threads, runs: how it was measured.
+        lane: images of the profiled run where calls of this batch run in lanes, on one thread each; else 0.
         run_ms: median of a whole run, profiler included; what ``kernels_ms`` lacks of it lies between the kernels.
         kernels_ms: the sum of all kernels.
         rows: every linear layer (one that no node carries with 0 ms), then the rest by kernel. Shares sum to 100.
@@ -65,6 +68,7 @@ class Profile:
     batch: int
     threads: int
     runs: int
+    lane: int
     run_ms: float
     kernels_ms: float
     rows: tuple[Row, ...]
@@ -76,39 +80,44 @@ class Profile:
 
 
 def profile(bundle: Bundle, executing: Executing, *, batch: int = 1, threads: int | None = None) -> Profile:
-    """Run the engine under ONNX Runtime's profiler.
+    """Run the engine under ONNX Runtime's profiler: one call, or one piece of a lane where ``batch`` is run in lanes.
 
     Args:
-        executing: finds the node of the executed graph that carries a layer's product, or None.
+        executing: finds the node of the optimized graph that carries a layer's product, or None.
         batch: images a run, the golden ones repeated as needed.
 
     Raises:
         IntvitError: the engine does not load or run, or the profile cannot be read.
     """
     engine, used = rung("engine"), threads or machine.available_cores()
-    data = engine.executed(bundle, engine.stored(bundle))
+    executed = engine.executed(bundle, engine.stored(bundle))
+    data = called_bytes(executed, batch, used)
+    lane = min(A_CALL, batch // used) if used > 1 and divide(batch, used)[0] else 0
     images = bundle.golden().images
-    images = np.ascontiguousarray(np.resize(images, (batch, *images.shape[1:])))
-    graph = read_graph(data)
-    nodes, run_ms = _measure(data, {bundle.manifest.input_name: images}, threads=used, where=str(bundle.root))
+    images = np.ascontiguousarray(np.resize(images, (lane or batch, *images.shape[1:])))
+    whole, graph = read_graph(executed), read_graph(data)
+    feeds = {bundle.manifest.input_name: images}
+    nodes, run_ms = _measure(data, feeds, threads=1 if lane else used, where=str(bundle.root))
     total = sum(node.ms for node in nodes)
-    carrying: dict[int, list[str]] = defaultdict(list)
+    place = {id(node): at for at, node in enumerate(graph.nodes)}
+    carrying: dict[tuple[int, ...], list[str]] = defaultdict(list)
     missing = []
     for layer in bundle.manifest.layers:
-        node = executing(layer, graph)
-        at = next((at for at, one in enumerate(graph.nodes) if one is node), None)
-        if at is None:
+        node = executing(layer, whole)
+        if node is None:
             missing.append(Row(layer.name, NOT_FOUND, True, 0, 0.0, 0.0))
         else:
-            carrying[at].append(layer.name)
+            carrying[tuple(place[id(one)] for one in carriers(node, graph))].append(layer.name)
     by_index = {node.index: node for node in nodes}
-    layers = [
-        Row(" + ".join(names), by_index[at].kernel, True, 1, by_index[at].ms, 100 * by_index[at].ms / total)
-        for at, names in carrying.items()
-    ]
-    rest = _by_kernel([node for node in nodes if node.index not in carrying], total)
+    layers = []
+    for places, names in carrying.items():
+        ms = sum(by_index[at].ms for at in places)
+        kernel = by_index[places[0]].kernel
+        layers.append(Row(" + ".join(names), kernel, True, len(places), ms, 100 * ms / total))
+    carried = {at for places in carrying for at in places}
+    rest = _by_kernel([node for node in nodes if node.index not in carried], total)
     rows = (*layers, *missing, *rest)
-    return Profile(batch, used, RUNS, run_ms, total, rows, tuple(_by_kernel(nodes, total)))
+    return Profile(batch, used, RUNS, lane, run_ms, total, rows, tuple(_by_kernel(nodes, total)))
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,7 @@ def _measure(data: bytes, feeds: dict[str, Any], *, threads: int, where: str) ->
 def show(found: Profile, console: Console) -> None:
     """Print the time by kernel, then by layer."""
     how = f"batch {found.batch}, {found.threads} threads, {found.runs} runs"
+    how += f", one lane of {found.threads} with {found.lane} image{'s' * (found.lane > 1)}" if found.lane else ""
     kernels = Table("kernel", title=f"time by kernel: {how}")
     layers = Table("layer", "kernel", title=f"time by layer, of the rest by kernel: {how}")
     for table, rows in ((kernels, found.kernels), (layers, found.rows)):

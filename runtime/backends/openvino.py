@@ -15,11 +15,13 @@ from runtime import machine
 from runtime.backends.base import Images, Logits, check_images, check_logits, check_ports, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.lanes import divide, equal_piece
 from runtime.onnx_wire import read_graph
 from runtime.quantizers import Quantizer, symmetric
 from runtime.registry import EngineRecord, find_engine
 
 KEPT_BATCHES = 2
+A_CALL = 4  # images of a lane at a time: of 1, 2 and 4 the fastest (docs/decisions/0039-lanes.md)
 Precision = Literal["f32", "bf16", "f16"]
 
 
@@ -83,9 +85,9 @@ def graph_options(options: OpenVinoOptions) -> dict[str, str]:
     return made | ({"LP_TRANSFORMS_MODE": "NO"} if machine.saturating_u8s8() else {})
 
 
-def properties(threads: int, options: OpenVinoOptions) -> dict[str, str]:
-    """:func:`graph_options`, and how many threads run one call at a time."""
-    made = {**graph_options(options), "INFERENCE_NUM_THREADS": str(threads), "NUM_STREAMS": "1"}
+def properties(threads: int, options: OpenVinoOptions, lanes: int = 1) -> dict[str, str]:
+    """:func:`graph_options`, and how many calls go on side by side, with how many threads together."""
+    made = {**graph_options(options), "INFERENCE_NUM_THREADS": str(threads), "NUM_STREAMS": str(lanes)}
     return made | ({"CACHE_DIR": options.cache_dir} if options.cache_dir else {})
 
 
@@ -162,6 +164,7 @@ def compiled_engine(bundle: Bundle) -> EngineRecord | None:
 class OpenVinoEngine:
     """A graph in OpenVINO, compiled for each batch size it meets; two of them are kept.
 
+    As many images as threads, or a multiple, run in lanes: as many requests at a time, each a stream of one thread.
     Safe to use from several threads: they wait for each other, and for :meth:`close`.
     """
 
@@ -180,16 +183,17 @@ class OpenVinoEngine:
         size = bundle.manifest.preprocess
         self.input_shape: tuple[int, int, int] = (size.channels, size.height, size.width)
         self.num_classes = bundle.manifest.num_classes
-        self._config = properties(threads or machine.available_cores(), options)
+        self._threads, self._options = threads or machine.available_cores(), options
+        self._config = properties(self._threads, options)
         self._path = path
         self._lock = threading.Lock()
-        self._requests: OrderedDict[int, Any] = OrderedDict()
+        self._requests: OrderedDict[tuple[int, int], list[Any]] = OrderedDict()
         self._compiled = compiled.key if compiled else ""
         model = load(path.read_bytes(), where=str(path))
         inputs, outputs = ([value.any_name for value in part] for part in (model.inputs, model.outputs))
         check_ports(inputs, outputs, (bundle.manifest.input_name, bundle.manifest.output_name), where=str(path))
         self._model: Any = model
-        self._keep(1, (bundle.root / compiled.path).read_bytes() if compiled else fixed(model, 1))
+        self._keep((1, 1), (bundle.root / compiled.path).read_bytes() if compiled else fixed(model, 1))
 
     @classmethod
     def open(
@@ -214,30 +218,53 @@ class OpenVinoEngine:
         compiled = compiled_engine(bundle) if chosen == OpenVinoOptions() else None
         return cls(bundle, path, threads=threads, options=chosen, compiled=compiled)
 
-    def _keep(self, batch: int, model: Any) -> Any:
-        request = compiled_model(model, self._config, where=str(self._path)).create_infer_request()
-        self._requests[batch] = request
+    def _keep(self, key: tuple[int, int], model: Any) -> list[Any]:
+        config = properties(self._threads, self._options, key[1])
+        made = compiled_model(model, config, where=str(self._path))
+        self._requests[key] = [made.create_infer_request() for _ in range(key[1])]
         while len(self._requests) > KEPT_BATCHES:
             self._requests.popitem(last=False)
-        return request
+        return self._requests[key]
+
+    def _call(self, images: Images, batch: int, lanes: int) -> list[Logits]:
+        """``images`` by ``batch``, ``lanes`` at a time."""
+        key = (batch, lanes)
+        requests = self._requests.get(key) or self._keep(key, fixed(self._model, batch))
+        self._requests.move_to_end(key)
+        parts = [images[at : at + batch] for at in range(0, len(images), batch)]
+        said: list[Logits] = []
+        try:
+            for at in range(0, len(parts), lanes):
+                for request, part in zip(requests, parts[at : at + lanes], strict=True):
+                    request.start_async({0: part}, share_inputs=True)
+                for request in requests:
+                    request.wait()
+                    said.append(request.get_output_tensor(0).data.copy())
+        except BaseException:
+            self._requests.pop(key)  # some may be busy still: a later call must not meet them
+            raise
+        return said
 
     def run(self, images: Images) -> Logits:
         """See :meth:`runtime.backends.base.Engine.run`."""
         check_images(images, self.input_shape)
+        images = np.ascontiguousarray(images)
+        alone, left = divide(len(images), self._threads) if self._threads > 1 else (0, len(images))
+        said: list[Logits] = []
         with self._lock:
             if self._model is None:
                 raise IntvitError("the engine has been closed", where=str(self._path))
-            batch = len(images)
             try:
-                request = self._requests.get(batch) or self._keep(batch, fixed(self._model, batch))
-                self._requests.move_to_end(batch)
-                request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)
-                logits = request.get_output_tensor(0).data.copy()
+                if alone:
+                    said += self._call(images[:alone], equal_piece(alone // self._threads, A_CALL), self._threads)
+                if left:
+                    said += self._call(images[alone:], left, 1)
             except IntvitError:
                 raise
             except Exception as error:
                 raise IntvitError("OpenVINO failed while running", where=str(self._path), why=str(error)) from error
-        return check_logits(logits, (batch, self.num_classes), where=str(self._path))
+        logits = said[0] if len(said) == 1 else np.concatenate(said)
+        return check_logits(logits, (len(images), self.num_classes), where=str(self._path))
 
     def close(self) -> None:
         """See :meth:`runtime.backends.base.Engine.close`."""
@@ -251,7 +278,8 @@ class OpenVinoEngine:
             "backend": self.name,
             "device": "CPU",
             "version": library().__version__,
-            "threads": int(self._config["INFERENCE_NUM_THREADS"]),
+            "threads": self._threads,
+            "lanes": self._threads,
             "compiled": self._compiled,
             "options": self._config,
         }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import write_error
 from runtime.fusions import VERSION as FUSIONS
-from runtime.fusions import fold_biases, fuse_attention, join_qkv
+from runtime.fusions import fold_biases, fuse_attention
+from runtime.lanes import divide, pieces
 from runtime.onnx_wire import read_graph
+from runtime.qkv import join_qkv, part_qkv
 from runtime.quantizers import Quantizer, locate
 from runtime.registry import EngineRecord, compile_key, find_engine
 
 OLDEST = "1.23"  # 1.22.1 knows INT4 tensors, but has no Cast of them: it does not load a w4a8 graph
 _PROVIDER = "CPUExecutionProvider"
+A_CALL = 2  # images of a lane at a time: of 1, 2 and 4 the fastest (docs/decisions/0039-lanes.md)
 FUSED_ATTENTION = (1, 24)  # the first version with a kernel for Attention and for everything else in opset 23
 
 
@@ -168,6 +173,18 @@ def optimized_bytes(model: bytes, *, where: str = "") -> bytes:
         raise write_error(Path(tempfile.gettempdir()), error) from error
 
 
+def called_bytes(executed: bytes, images: int, threads: int) -> bytes:
+    """The form of :func:`optimized_bytes`' result that an engine runs in calls of so many images.
+
+    One image or two at a time on one thread are sooner done with three products for q, k and v
+    (docs/decisions/0039-lanes.md); a call on several threads, with one.
+
+    Raises:
+        IntvitError: the bytes are malformed.
+    """
+    return part_qkv(executed) if divide(images, threads)[0] else executed
+
+
 def executed_bytes(bundle: Bundle) -> bytes:
     """:func:`optimized_bytes` of the bundle's graph; a second call for the same graph does not optimize again.
 
@@ -225,17 +242,65 @@ class OrtEngine:
         self._spin_wait = spin_wait
         self._names = (bundle.manifest.input_name, bundle.manifest.output_name)
         self._compiled = compiled.key if compiled else ""
-        self._path = path
-        if twin or compiled:
-            model = path.read_bytes()
-            refuse_external(model, str(path))
-            model = fused(model) if twin else model
-        else:
-            model = executed_bytes(bundle)
-        session = make_session(model, threads=self._threads, optimize=twin, spin_wait=spin_wait, where=str(path))
-        self._session: Any = session
+        self._path, self._bundle, self._twin = path, bundle, twin
+        self._lock = threading.Lock()
+        self._closed, self._ran = False, set[bool]()
+        self._sessions: dict[bool, Any] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        session = self._made(self._threads == 1)
         inputs, outputs = ([value.name for value in part] for part in (session.get_inputs(), session.get_outputs()))
         check_ports(inputs, outputs, self._names, where=str(path))
+
+    def _made(self, lane: bool) -> Any:
+        """The session of a lane, or the one with all threads, kept; one that has never run is let go."""
+        model = self._graph()
+        model = called_bytes(model, 1, 1) if lane and not self._twin else model
+        self._sessions = {kept: self._sessions[kept] for kept in self._ran}
+        threads, wait = 1 if lane else self._threads, self._spin_wait
+        where, optimize = str(self._path), self._twin
+        self._sessions[lane] = make_session(model, threads=threads, optimize=optimize, spin_wait=wait, where=where)
+        return self._sessions[lane]
+
+    def _graph(self) -> bytes:
+        if not self._twin and not self._compiled:
+            return executed_bytes(self._bundle)
+        try:
+            model = self._path.read_bytes()
+        except OSError as error:
+            hint = "compile it again" if self._compiled else "build the bundle again"
+            raise IntvitError("cannot read the graph", where=str(self._path), why=str(error), next=hint) from error
+        refuse_external(model, str(self._path))
+        return fused(model) if self._twin else model
+
+    def session(self, *, lane: bool = False) -> Any:
+        """The ``InferenceSession`` with all threads, or the one of a lane, with one; made when it is first asked for.
+
+        Raises:
+            IntvitError: the engine has been closed; the graph is gone, or ONNX Runtime cannot load it.
+        """
+        with self._lock:
+            if self._closed:
+                raise IntvitError("the engine has been closed", where=str(self._path))
+            session = self._sessions.get(lane) or self._made(lane)
+            self._ran.add(lane)
+            return session
+
+    def _in_lanes(self, session: Any, parts: Sequence[Images]) -> list[Logits]:
+        if self._threads == 1:
+            return [self._call(session, part) for part in parts]
+        with self._lock:
+            if self._closed:
+                raise IntvitError("the engine has been closed", where=str(self._path))
+            self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="ort-lane")
+            futures = [self._pool.submit(self._call, session, part) for part in parts]
+        return [future.result() for future in futures]
+
+    def _call(self, session: Any, images: Images) -> Logits:
+        try:
+            (logits,) = session.run([self._names[1]], {self._names[0]: images})
+        except Exception as error:
+            raise IntvitError("ONNX Runtime failed while running", where=str(self._path), why=str(error)) from error
+        return check_logits(logits, (len(images), self.num_classes), where=str(self._path))
 
     @classmethod
     def open(
@@ -261,19 +326,25 @@ class OrtEngine:
         return cls(bundle, path, threads=threads, compiled=compiled, spin_wait=spin_wait)
 
     def run(self, images: Images) -> Logits:
-        """See :meth:`runtime.backends.base.Engine.run`."""
+        """See :meth:`runtime.backends.base.Engine.run`. As many images as threads, or a multiple, run in lanes."""
         check_images(images, self.input_shape)
-        if self._session is None:
-            raise IntvitError("the engine has been closed", where=str(self._path))
-        try:
-            (logits,) = self._session.run([self._names[1]], {self._names[0]: np.ascontiguousarray(images)})
-        except Exception as error:
-            raise IntvitError("ONNX Runtime failed while running", where=str(self._path), why=str(error)) from error
-        return check_logits(logits, (len(images), self.num_classes), where=str(self._path))
+        images = np.ascontiguousarray(images)
+        alone, left = divide(len(images), self._threads)
+        said: list[Logits] = []
+        if alone:
+            parts = [images[part] for part in pieces(alone, self._threads, A_CALL)]
+            said += self._in_lanes(self.session(lane=True), parts)
+        if left:
+            said.append(self._call(self.session(), images[alone:]))
+        return said[0] if len(said) == 1 else np.concatenate(said)
 
     def close(self) -> None:
         """See :meth:`runtime.backends.base.Engine.close`."""
-        self._session = None
+        with self._lock:
+            self._closed, self._sessions, self._ran = True, {}, set()
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`runtime.backends.base.Engine.describe`."""
@@ -283,6 +354,7 @@ class OrtEngine:
             "version": library().__version__,
             "threads": self._threads,
             "compiled": self._compiled,
+            "lanes": self._threads,
             "options": {**graph_options(), **run_options(self._spin_wait)},
             "timing": {"spin_wait": "on, stopped at the end of a call" if self._spin_wait else "off"},
         }

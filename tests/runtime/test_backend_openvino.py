@@ -60,6 +60,37 @@ def test_logits_are_the_reference(tiny_bundle: Path, twin: bool) -> None:
         engine.run(images)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_lanes_give_every_image_its_own_logits(tiny_bundle: Path, threads: int) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    images = np.concatenate([bundle.golden().images, -bundle.golden().images])
+    wanted, _ = reference(Spec(), images, quantize=True)
+    engine = open_engine(bundle, "openvino", threads=threads)
+    assert isinstance(engine, OpenVinoEngine)
+    for count in (1, 2, 3, 7, 8, 12, 16):
+        np.testing.assert_allclose(engine.run(images[:count]), wanted[:count], rtol=1e-4, atol=1e-5)
+        assert len(engine._requests) <= KEPT_BATCHES
+    assert any(lanes == threads for _, lanes in engine._requests)
+
+
+def test_requests_that_may_be_busy_are_not_met_again(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    images = bundle.golden().images[:4]
+    engine = open_engine(bundle, "openvino", threads=2)
+    assert isinstance(engine, OpenVinoEngine)
+    wanted = engine.run(images)
+
+    class Broken:
+        def start_async(self, *_: object, **__: object) -> None:
+            raise RuntimeError("no such luck")
+
+    engine._requests[2, 2][1] = Broken()
+    with pytest.raises(IntvitError, match="OpenVINO failed while running") as caught:
+        engine.run(images)
+    assert "no such luck" in caught.value.why
+    np.testing.assert_array_equal(engine.run(images), wanted)
+
+
 def test_the_result_is_the_callers_own(tiny_bundle: Path) -> None:
     engine, images = opened(tiny_bundle), Bundle.open(tiny_bundle).golden().images
     first = engine.run(images[:1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,26 @@ from runtime import machine
 from runtime.backends import BACKENDS, backend_class, open_engine
 from runtime.backends import ort as backend
 from runtime.bundle import Bundle
+from runtime.compile import compile_bundle
 from runtime.errors import IntvitError
 from runtime.parity import check
 from runtime.registry import compile_key
 from tests.runtime.tiny import Spec, reference, rehash
+from tests.toolchain.nets import spec_of, vit, write_bundle
+
+
+@pytest.fixture(scope="module")
+def vit_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundle of a small ViT in a scheme, written once."""
+    made: dict[str, Path] = {}
+
+    def bundle(scheme: str) -> Path:
+        if scheme not in made:
+            module = vit()
+            made[scheme] = write_bundle(module, spec_of(module), scheme, tmp_path_factory.mktemp("vit") / "bundle")
+        return made[scheme]
+
+    return bundle
 
 
 def test_unknown_backend_lists_near_matches() -> None:
@@ -171,3 +189,65 @@ def test_the_optimizer_runs_once_for_a_graph(tiny_bundle: Path, monkeypatch: pyt
     monkeypatch.setattr(machine, "integer_flags", lambda: ["avx2"])  # another processor's graph is another graph
     open_engine(bundle, threads=1)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("scheme", "twin"), [("w8a8", False), ("w4a16", False), ("w8a8", True)])
+def test_an_engine_holds_the_sessions_that_its_calls_have_run(
+    vit_bundle: Callable[[str], Path], scheme: str, twin: bool
+) -> None:
+    """One for lanes and one with all threads, each made at its first call; the same bits where products are integer."""
+
+    def same(found: np.ndarray, wanted: np.ndarray) -> None:
+        if scheme == "w8a8" and not twin:
+            np.testing.assert_array_equal(found, wanted)
+        else:  # a float product of one image may sum in another order than one of two
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+    bundle = Bundle.open(vit_bundle(scheme))
+    images = bundle.golden().images
+    engine = open_engine(bundle, threads=2, twin=twin)
+    assert isinstance(engine, backend.OrtEngine)
+    assert list(engine._sessions) == [False]
+    many = engine.run(images)
+    assert list(engine._sessions) == [True]  # the other had not run yet
+    few = np.concatenate([engine.run(images[at : at + 1]) for at in range(len(images))])
+    assert engine._sessions.keys() == {False, True}
+    odd = engine.run(images[:7])  # six in lanes, one with all threads
+    same(few, many)
+    same(odd, many[:7])
+    held = dict(engine._sessions)
+    engine.run(images)
+    assert engine._sessions == held
+    alone = open_engine(bundle, threads=1, twin=twin)
+    assert isinstance(alone, backend.OrtEngine)
+    for count in (1, 5):
+        same(alone.run(images[:count]), many[:count])
+    assert list(alone._sessions) == [True]
+    engine.close()
+    engine.close()
+    for count in (1, 2):
+        with pytest.raises(IntvitError, match="has been closed"):
+            engine.run(images[:count])
+
+
+def test_a_compiled_engine_that_is_gone_by_its_first_call_in_lanes(bundle_copy: Path) -> None:
+    compile_bundle(Bundle.open(bundle_copy))
+    bundle = Bundle.open(bundle_copy)
+    engine = open_engine(bundle, threads=2)
+    assert isinstance(engine, backend.OrtEngine) and engine.describe()["compiled"]
+    engine.run(bundle.golden().images[:1])
+    engine._path.unlink()
+    with pytest.raises(IntvitError, match="cannot read the graph") as caught:
+        engine.run(bundle.golden().images)
+    assert str(engine._path) in caught.value.where and "compile" in caught.value.next
+
+
+def test_callers_that_make_their_first_calls_at_once(vit_bundle: Callable[[str], Path]) -> None:
+    bundle = Bundle.open(vit_bundle("w8a8"))
+    images = bundle.golden().images
+    engine = open_engine(bundle, threads=2)
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(lambda count: engine.run(images[:count]), [1, 8, 2, 8, 1, 8, 3, 8]))
+    whole = open_engine(bundle, threads=1).run(images)
+    for logits in said:
+        np.testing.assert_array_equal(logits, whole[: len(logits)])

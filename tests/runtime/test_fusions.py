@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from onnx import numpy_helper, parser
 
-from runtime.backends.ort import FUSED_ATTENTION, make_session, optimized_bytes
-from runtime.fusions import fold_biases, fuse_attention, join_qkv
-from runtime.onnx_wire import UINT8, read_graph
+from runtime.backends.ort import make_session, optimized_bytes
+from runtime.fusions import fold_biases, fuse_attention
+from runtime.onnx_wire import read_graph
+from tests.runtime.rewrites import kinds, model, needs_attention, outputs, unsigned_activations
 from tests.toolchain.nets import calibrated, noise, serialized, spec_of, swin, vit
 from toolchain.graph import canonical_graph, float_graph
 from toolchain.targets.ort import lower
 
-needs_attention = pytest.mark.skipif(
-    tuple(int(part) for part in ort.__version__.split(".")[:2]) < FUSED_ATTENTION,
-    reason=f"ONNX Runtime {ort.__version__} has no fused attention",
-)
 ATTENTION = """<ir_version: 10, opset_import: ["" : 21]>
 g (float[B, 5, 24] x, float[1, 2, 5, 5] fed) => (float[B, 5, 8] y)
 <int64[5] heads = {-1, 5, 3, 2, 4}, int64[3] merged = {-1, 5, 8}, int64[1] zero = {0}>
@@ -47,47 +41,6 @@ g (uint8[B, 5, 4] x) => (float[B, 5, 3] y)
   h = com.microsoft.MatMulIntegerToFloat(x, w, xs, ws, xz, wz)
   y = Add(h, bias)
 }"""
-
-
-QKV = """<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
-g (uint8[B, 5, 4] x, float[B, 5, 4] fed) => (float[B, 5, 4] y)
-<int8[4, 12] w = {WEIGHTS}, float xs = {0.05}, float[12] ws = {SCALES}, uint8 xz = {128}, int8 wz = {0},
- float[12] bias = {BIASES}>
-{
-  [product] h = com.microsoft.MatMulIntegerToFloat(x, w, xs, ws, xz, wz, bias)
-  q, k, v = Split<axis = 2, num_outputs = 3>(h)
-  y = Attention<q_num_heads = 2, kv_num_heads = 2, scale = 1.0>(q, k, v)
-}"""
-_DRAW = np.random.default_rng(3)
-QKV = QKV.replace("WEIGHTS", ", ".join(map(str, _DRAW.integers(-127, 128, 48))))
-QKV = QKV.replace("SCALES", ", ".join(f"{value:.4f}" for value in _DRAW.uniform(0.001, 0.01, 12)))
-QKV = QKV.replace("BIASES", ", ".join(f"{value:.4f}" for value in _DRAW.standard_normal(12)))
-
-
-def model(text: str) -> bytes:
-    """The parser stores lists, an exported or optimized graph raw values; the mask is drawn here."""
-    made = parser.parse_model(text)
-    for tensor in made.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-    mask = np.random.default_rng(0).standard_normal((1, 2, 5, 5)).astype(np.float32)
-    made.graph.initializer.append(numpy_helper.from_array(mask, "mask"))
-    return bytes(made.SerializeToString())
-
-
-def kinds(data: bytes) -> Counter[str]:
-    return Counter(node.op_type for node in read_graph(data).nodes)
-
-
-def unsigned_activations(data: bytes) -> bool:
-    """x86 makes the activations unsigned; elsewhere the product of q, k and v stays by itself."""
-    graph = read_graph(data)
-    zeros = [graph.constant[node.inputs[2]] for node in graph.nodes if node.op_type == "QuantizeLinear"]
-    return any(zero.data_type == UINT8 for zero in zeros)
-
-
-def outputs(data: bytes, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    found: np.ndarray = make_session(data, threads=1, optimize=False).run(None, feeds)[0]
-    return found
 
 
 @needs_attention
@@ -154,45 +107,6 @@ def test_other_additions_stay(old: str, new: str) -> None:
     assert old in BIAS
     plain = model(BIAS.replace(old, new))
     assert fold_biases(plain) is plain
-
-
-@needs_attention
-def test_the_product_of_q_k_and_v_joins_the_attention() -> None:
-    plain = model(QKV)
-    made = join_qkv(plain)
-    (node,) = read_graph(made).nodes
-    assert (node.op_type, node.name, node.domain) == ("QAttention", "product", "com.microsoft")
-    feeds = {
-        "x": np.random.default_rng(4).integers(0, 256, (3, 5, 4), np.uint8),
-        "fed": np.zeros((3, 5, 4), np.float32),
-    }
-    assert np.array_equal(outputs(made, feeds), outputs(plain, feeds))
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("(q, k, v)\n}", "(q, k, v)\n  z = Neg(y)\n}"),  # the control: still joined
-        (", scale = 1.0", ""),  # the operators' own defaults are not to be trusted to agree
-        (", scale = 1.0", ", scale = 0.5"),
-        ("(q, k, v)\n}", "(k, q, v)\n}"),
-        ("(q, k, v)\n}", "(q, k, fed)\n}"),
-        ("(q, k, v)\n}", "(q, k, v)\n  z = Neg(h)\n}"),  # someone else reads the product
-        ("axis = 2", "axis = 1"),
-        ("xz, wz, bias)", "xz, wz)"),  # QAttention's bias is not optional
-        ("uint8[B, 5, 4] x", "int8[B, 5, 4] x"),
-    ],
-)
-def test_other_products_do_not_join(old: str, new: str) -> None:
-    assert old in QKV
-    text = QKV.replace(old, new)
-    if new.startswith("int8"):
-        text = text.replace("uint8 xz = {128}", "int8 xz = {0}")
-    plain = model(text)
-    joined = kinds(join_qkv(plain))["QAttention"]
-    assert joined == ("Neg(y)" in new)
-    if not joined:
-        assert join_qkv(plain) is plain
 
 
 @needs_attention

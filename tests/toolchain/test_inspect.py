@@ -24,9 +24,9 @@ BLOCKS = 3
 KERNELS = ("MatMulIntegerToFloat", "QAttention")
 
 
-def read(bundle: Path, tmp_path: Path) -> dict[str, Any]:
+def read(bundle: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
     out = tmp_path / "inspect.json"
-    assert cli.invoke(main, [str(bundle), "--json", str(out)]) == 0
+    assert cli.invoke(main, [str(bundle), "--json", str(out), "--threads", "2", *options]) == 0
     found: dict[str, Any] = json.loads(out.read_text())
     return found
 
@@ -60,6 +60,18 @@ def test_integer_schemes_run_as_integers(
         assert row["stored_as"] == ("INT4, two a byte" if bits[0] <= 4 else "INT8")
         assert row["executed_as"].startswith(KERNELS) and "?" not in row["executed_as"]
         assert row["integer"]
+
+
+def test_what_large_calls_run(digits_bundle: DigitsBundle, tmp_path: Path) -> None:
+    """Three products for q, k and v in a lane, which has one thread."""
+    few, many = (read(digits_bundle("w8a8"), tmp_path, "--batch", batch) for batch in ("1", "2"))
+    joined = few["operators"].get("QAttention", 0)
+    assert many["operators"].get("QAttention", 0) == 0 and many["operators"].get("Split", 0) <= 1
+    assert many["operators"]["MatMulIntegerToFloat"] == few["operators"]["MatMulIntegerToFloat"] + 3 * joined
+    assert read(digits_bundle("w8a8"), tmp_path, "--threads", "1") == many
+    kernels = {row["name"]: row["executed_as"] for row in many["layers"]}
+    assert joined == 0 or kernels["blocks.0.attn.qkv"] == "MatMulIntegerToFloat, u8 x s8"
+    assert many["integer_mac_fraction"] == 1.0 and many["warnings"] == []
 
 
 @pytest.mark.parametrize("scheme", ["w8a8+attn8", "w4a8+attn8"])
@@ -240,7 +252,7 @@ def test_what_is_printed_fits_a_terminal(
     digits_bundle: DigitsBundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert cli.invoke(main, [str(digits_bundle("w4a8"))]) == 0
+    assert cli.invoke(main, [str(digits_bundle("w4a8")), "--threads", "2"]) == 0
     said = capsys.readouterr().out
     rows = [line for line in said.splitlines() if line.startswith("blocks.")]
     assert len(rows) == 4 * BLOCKS and all(line.rstrip().endswith("u8 x s8") for line in rows)

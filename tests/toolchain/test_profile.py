@@ -34,14 +34,17 @@ def check_sums(found: Profile) -> None:
     assert sum(row.nodes for row in found.rows) == sum(row.nodes for row in found.kernels)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("scheme", "kernels"), [("w8a8", {"MatMulIntegerToFloat", "QAttention"}), ("w4a16", set())])
-def test_every_layer_and_the_float_rest(digits_bundle: DigitsBundle, scheme: str, kernels: set[str]) -> None:
+def test_every_layer_and_the_float_rest(
+    digits_bundle: DigitsBundle, scheme: str, kernels: set[str], threads: int
+) -> None:
     bundle = Bundle.open(digits_bundle(scheme))
-    found = profile(bundle, by_name, threads=1)
+    found = profile(bundle, by_name, threads=threads)
     check_sums(found)
     layers = [row for row in found.rows if row.layer]
     assert {row.name for row in layers} >= {layer.name for layer in bundle.manifest.layers}
-    assert (found.batch, found.threads, found.runs) == (1, 1, module.RUNS) and found.run_ms > 0
+    assert (found.batch, found.threads, found.runs) == (1, threads, module.RUNS) and found.run_ms > 0
     rest = {row.name: row.nodes for row in found.rows if not row.layer}
     joined = sum(row.kernel == "QAttention" for row in layers)
     assert rest.get("Softmax", 0) + rest.get("Attention", 0) + joined == BLOCKS  # fused where this ONNX Runtime can
@@ -50,7 +53,11 @@ def test_every_layer_and_the_float_rest(digits_bundle: DigitsBundle, scheme: str
     if kernels:
         assert {row.kernel for row in layers} <= kernels and all(row.ms > 0 for row in layers)
         assert not kernels & rest.keys() and rest["QuantizeLinear"] == len(layers)
-        assert sum(row.nodes for row in found.kernels if row.kernel in kernels) == len(layers)
+        nodes = sum(row.nodes for row in layers)
+        assert sum(row.nodes for row in found.kernels if row.kernel in kernels) == nodes
+        thirds = [row.name for row in layers if row.nodes == 3]  # of q, k and v, where one thread works
+        assert nodes == len(layers) + 2 * len(thirds) and all(name.endswith("attn.qkv") for name in thirds)
+        assert (len(thirds), joined) in ((0, BLOCKS - 1), (0, 0)) if threads > 1 else joined == 0
 
 
 def test_a_layer_that_is_not_there_and_two_in_one_node(digits_bundle: DigitsBundle) -> None:

@@ -1,0 +1,32 @@
+"""Calls of one thread each, side by side, instead of one call on all threads: the same bits, sooner.
+
+The threads of one call meet at the end of every operator; lanes do not, and a lane's few images stay in its core's
+cache. ViT and DeiT on 2 cores, 2 to 16 images: docs/decisions/0039-lanes.md.
+"""
+
+from __future__ import annotations
+
+
+def divide(images: int, threads: int) -> tuple[int, int]:
+    """(images that run in lanes, as many in each; images left for a call on all threads), both at least 0."""
+    left = images % threads if threads > 1 else 0
+    return images - left, left
+
+
+def pieces(images: int, threads: int, most: int) -> list[slice]:
+    """``images``, a multiple of ``threads``, in pieces of at most ``most``: each lane's share alike, small pieces last.
+
+    Threads that take the next piece when they are free end together.
+    """
+    each = images // threads
+    sizes = [most] * (each // most * threads) + ([each % most] * threads if each % most else [])
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def equal_piece(each: int, most: int) -> int:
+    """The size of equal pieces of a lane's ``each`` images: the largest divisor of at most ``most``, but never 1 of
+    more: then all at once.
+    """
+    found = max(size for size in range(1, min(each, most) + 1) if each % size == 0)
+    return each if found == 1 else found
