@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benches.cpu_latency import raw
 from benches.engine_process import EngineProcess, interleave
-from benches.peers import ENGINES, OURS
+from benches.peers import ENGINES, LANES, OURS
 from benches.record import kept_rows, put_row, write_result
 from benches.verbs import WORK, call, chosen, must
 from calib.models import load
@@ -96,6 +96,8 @@ def measure(
     with ExitStack() as stack:
         workers = []
         for name in names:
+            if name in LANES and (threads == 1 or batch % threads):
+                continue
             try:
                 workers.append(stack.enter_context(EngineProcess(name, model, bundle, batch, threads)))
             except IntvitError as error:
@@ -107,6 +109,7 @@ def measure(
     medians = {name: round(median(values), 3) for name, values in times.items()}
     mine = min((value for name, value in medians.items() if name in OURS), default=None)
     peers = min((value for name, value in medians.items() if name not in OURS), default=None)
+    called = min((value for name, value in medians.items() if name not in OURS + LANES), default=None)
     return {
         "model": model,
         "scheme": scheme,
@@ -117,6 +120,7 @@ def measure(
         "raw_ms": {name: raw(values) for name, values in times.items()},
         "failed": failed,
         "best_ratio": round(mine / peers, 3) if mine and peers else None,
+        "best_ratio_as_documented": round(mine / called, 3) if mine and called else None,
     }
 
 
