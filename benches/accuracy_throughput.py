@@ -3,8 +3,10 @@
 ``accuracy`` asks two models about every picture and decodes it while it waits. In one process, round by round:
 
 own       the models alone on the same cores, on a batch that is already decoded, engine and twin one after the other
-          with all threads each, as ``runtime.bench`` times them: pictures a second
-lanes     the models alone in lanes, as ``accuracy`` runs them, on pictures already decoded: what decoding is hidden in
+          with all threads each, as ``runtime.bench`` times them (a call shares its batch among lanes): pictures a
+          second
+lanes     the models alone in lanes that never meet, as ``accuracy`` runs them, on pictures already decoded: what
+          decoding is hidden in
 accuracy  :func:`runtime.predictions.predict` over the photographs, decoding included
 decode    the same photographs decoded on one core, nothing else: milliseconds a picture
 
