@@ -278,6 +278,10 @@ class OrtEngine:
         Raises:
             IntvitError: the engine has been closed; the graph is gone, or ONNX Runtime cannot load it.
         """
+        if lane in self._ran:  # every call but the first: no lock
+            session = self._sessions.get(lane)
+            if session is not None:
+                return session
         with self._lock:
             if self._closed:
                 raise IntvitError("the engine has been closed", where=str(self._path))
