@@ -244,8 +244,9 @@ class OrtEngine:
         self._compiled = compiled.key if compiled else ""
         self._path, self._bundle, self._twin = path, bundle, twin
         self._lock = threading.Lock()
-        self._closed, self._ran = False, set[bool]()
+        self._closed = False
         self._sessions: dict[bool, Any] = {}
+        self._ready: dict[bool, Any] = {}  # those of them that calls have asked for
         self._pool: ThreadPoolExecutor | None = None
         session = self._made(self._threads == 1)
         inputs, outputs = ([value.name for value in part] for part in (session.get_inputs(), session.get_outputs()))
@@ -255,7 +256,7 @@ class OrtEngine:
         """The session of a lane, or the one with all threads, kept; one that has never run is let go."""
         model = self._graph()
         model = called_bytes(model, 1, 1) if lane and not self._twin else model
-        self._sessions = {kept: self._sessions[kept] for kept in self._ran}
+        self._sessions = dict(self._ready)
         threads, wait = 1 if lane else self._threads, self._spin_wait
         where, optimize = str(self._path), self._twin
         self._sessions[lane] = make_session(model, threads=threads, optimize=optimize, spin_wait=wait, where=where)
@@ -278,16 +279,14 @@ class OrtEngine:
         Raises:
             IntvitError: the engine has been closed; the graph is gone, or ONNX Runtime cannot load it.
         """
-        if lane in self._ran:  # every call but the first: no lock
-            session = self._sessions.get(lane)
-            if session is not None:
-                return session
+        return self._ready.get(lane) or self._first(lane)
+
+    def _first(self, lane: bool) -> Any:
         with self._lock:
             if self._closed:
                 raise IntvitError("the engine has been closed", where=str(self._path))
-            session = self._sessions.get(lane) or self._made(lane)
-            self._ran.add(lane)
-            return session
+            self._ready[lane] = self._sessions.get(lane) or self._made(lane)
+            return self._ready[lane]
 
     def _in_lanes(self, session: Any, parts: Sequence[Images]) -> list[Logits]:
         if self._threads == 1:
@@ -333,6 +332,8 @@ class OrtEngine:
         """See :meth:`runtime.backends.base.Engine.run`. As many images as threads, or a multiple, run in lanes."""
         check_images(images, self.input_shape)
         images = np.ascontiguousarray(images)
+        if len(images) < self._threads:
+            return self._call(self.session(), images)
         alone, left = divide(len(images), self._threads)
         said: list[Logits] = []
         if alone:
@@ -345,7 +346,7 @@ class OrtEngine:
     def close(self) -> None:
         """See :meth:`runtime.backends.base.Engine.close`."""
         with self._lock:
-            self._closed, self._sessions, self._ran = True, {}, set()
+            self._closed, self._sessions, self._ready = True, {}, {}
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()
