@@ -19,7 +19,6 @@ from runtime import machine
 from runtime.backends.ort import A_CALL, called_bytes, make_session
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
-from runtime.lanes import divide
 from runtime.manifest import Layer
 from runtime.onnx_wire import Graph, Node, read_graph
 from runtime.qkv import carriers
@@ -92,7 +91,7 @@ def profile(bundle: Bundle, executing: Executing, *, batch: int = 1, threads: in
     engine, used = rung("engine"), threads or machine.available_cores()
     executed = engine.executed(bundle, engine.stored(bundle))
     data = called_bytes(executed, batch, used)
-    lane = min(A_CALL, batch // used) if used > 1 and divide(batch, used)[0] else 0
+    lane = min(A_CALL, batch // used) if used > 1 else 0
     images = bundle.golden().images
     images = np.ascontiguousarray(np.resize(images, (lane or batch, *images.shape[1:])))
     whole, graph = read_graph(executed), read_graph(data)
