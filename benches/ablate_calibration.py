@@ -31,6 +31,8 @@ VARIANTS = {
     "no reconstruction, not turned": replace(FAST, rotate=False),
     "no reconstruction, massive layers as narrow as all": replace(FAST, massive=None),
     "no reconstruction, neither turned nor wider": replace(FAST, rotate=False, massive=None),
+    "no reconstruction, a scale after GELU wherever it helps": replace(FAST, gelu_scale=0.0),
+    "no reconstruction, a scale after GELU above an error of 0.02": replace(FAST, gelu_scale=0.02),
     "no reconstruction, nearest rounding": replace(FAST, layer=LayerConfig()),
     "and tokens all alike": replace(FAST, layer=LayerConfig(weight_tokens=False)),
     "and no bias correction": replace(FAST, layer=LayerConfig(weight_tokens=False, correction=NO_CORRECTION)),

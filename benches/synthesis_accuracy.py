@@ -1,11 +1,11 @@
 """Measure benches/results/synthesis_accuracy.json: what images from each method are worth as calibration data.
 
 ViT-Ti with its real weights, one fixed calibration, and the integer engine's top-1 on the 1,000 photographs. The
-calibration is a build's own up to block reconstruction (budget ``fast``; docs/decisions/0038-the-fixed-calibration.md),
-whatever the method. Every row is one calibration: method, number of images, seed, scheme. ``real`` draws its
-calibration photographs by seed; its ``unseen_top1`` is taken on those it did not draw. ``divergence`` is the mean
-KL(float || engine) on the photographs in nats, which moves less by chance than top-1; ``hits`` is a string of 0 and 1,
-one a photograph, for paired comparisons.
+calibration is a build's own up to block reconstruction (budget ``fast``; docs/decisions/0038-the-fixed-calibration.md)
+with scales wherever they help a layer (docs/decisions/0040-scales-after-gelu.md), whatever the method. Every row is one
+calibration: method, number of images, seed, scheme. ``real`` draws its calibration photographs by seed; its
+``unseen_top1`` is taken on those it did not draw. ``divergence`` is the mean KL(float || engine) on the photographs in
+nats, which moves less by chance than top-1; ``hits`` is a string of 0 and 1, one a photograph, for paired comparisons.
 
 Calibration and engine run on one thread each, as many rows at a time as there are cores. Rows are saved as they come;
 a later run keeps them. ``--iterations`` runs every optimising method for another number of iterations than its
@@ -44,6 +44,7 @@ NAME = "synthesis_accuracy"
 KEY = ("method", "iterations", "images", "seed", "scheme")
 CLAIM_KEY = ("method", "iterations", "seed", "images")
 BUDGET = "fast"
+FIXED = replace(BUDGETS[BUDGET], gelu_scale=0.0)
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ def measure(loaded: LoadedModel, exam: Exam, cell: Cell, pixels: Tensor | None) 
     calibrates = drawn(len(exam.photos), cell.images, cell.seed)
     data = exam.photos[calibrates] if pixels is None else loaded.spec.normalise(pixels.float())
     begun = time.monotonic()
-    fixed = replace(BUDGETS[BUDGET], seed=cell.seed)
-    model = calibrate(loaded.module, loaded.spec, parse(cell.scheme), data, fixed)
+    model = calibrate(loaded.module, loaded.spec, parse(cell.scheme), data, replace(FIXED, seed=cell.seed))
     seconds = time.monotonic() - begun
     logits = torch.from_numpy(engine_logits(model, exam.photos, threads=1))
     marks = exam.marks(logits, calibrates if pixels is None else None)

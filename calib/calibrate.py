@@ -300,7 +300,7 @@ def _fold_piece(
         if config.fold == "shift":
             fold = middle_fold(layer, judge, ends, site.gelu)
         else:
-            fold = search_fold(layer, judge, site.gelu, ends)
+            fold = search_fold(layer, judge, site.gelu, ends, config.gelu_scale)
         if site.norm:
             fold_into_norm(student.get_submodule(site.norm), layer, fold)
         elif site.values:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def contact_sheet(images: Tensor, path: Path, most: int = 32, tile: int = 112) -> None:
-    """Write up to ``most`` of the images (B, 3, H, W), in [0, 1], as one PNG, about square, ``tile`` pixels each."""
+MOST = 32  # images on a sheet
+
+
+def _columns(count: int) -> int:
+    """The least number of columns that makes whole rows and a sheet at most twice as wide as tall; else near square."""
+    side = math.ceil(math.sqrt(count))
+    whole = (columns for columns in range(side, count + 1) if count % columns == 0 and columns**2 <= 2 * count)
+    return next(whole, side)
+
+
+def contact_sheet(images: Tensor, path: Path, most: int = MOST, tile: int = 112) -> None:
+    """Write up to ``most`` of the images (B, 3, H, W), in [0, 1], as one PNG, near square, ``tile`` pixels each."""
     shown = images[:most].float().clamp(0, 1)
-    columns = math.ceil(math.sqrt(len(shown)))
+    columns = _columns(len(shown))
     rows = math.ceil(len(shown) / columns)
     sheet = Image.new("RGB", (columns * (tile + 2), rows * (tile + 2)), "white")
     for index, image in enumerate(shown):

@@ -25,7 +25,9 @@ REAL = "real"
 # What calibration does beyond rounding to the nearest level; docs/calibration.md says how long each takes.
 GPTQ = LayerConfig(rounding="gptq", flatten=0.8)  # docs/decisions/0029-flattened-moments.md
 CLASS_SHARE = (0.1, 0.5)  # docs/decisions/0031-the-class-token.md
-OWN = CalibrateConfig(rotate=True, massive=16.0, layer=GPTQ)  # docs/decisions/0034-rotation-and-massive-layers.md
+GELU_SCALE = 1e-3  # docs/decisions/0040-scales-after-gelu.md
+# Rotation and massive layers: docs/decisions/0034-rotation-and-massive-layers.md
+OWN = CalibrateConfig(rotate=True, massive=16.0, layer=GPTQ, gelu_scale=GELU_SCALE)
 BUDGETS: dict[str, CalibrateConfig] = {
     "fast": OWN,
     "default": replace(OWN, reconstruct=ReconstructConfig(iterations=150, class_share=CLASS_SHARE)),

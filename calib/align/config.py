@@ -105,18 +105,20 @@ class CalibrateConfig:
 
     Attributes:
         layer: how one layer is quantized. fold: of scales and shifts, searched; or one shift a tensor, which is
-        asymmetric quantization in symmetric integers; or off. fold_rows: most token rows the search for
-        a fold looks at. reconstruct: block reconstruction, or None. distill: of the whole network at last, or None.
-        layer_images: most images, evenly spaced among all, that the steps before reconstruction look at. batch: images
-        a forward pass. seed: of the choice of rows, the order of images and the rotations. rotate: turn the residual
-        stream and the values of every head first, where it is worth it for the scheme (``Scheme.turns``). massive:
-        layers behind GELU whose largest channel exceeds this many times the median one keep 8 bits, where the scheme
-        has fewer; None = none does.
+        asymmetric quantization in symmetric integers; or off. fold_rows: most token rows the search for a fold looks
+        at. gelu_scale: a layer behind GELU, whose scales the engine has to multiply by, gets them only where its
+        relative error without exceeds this. reconstruct: block reconstruction, or None. distill: of the whole network
+        at last, or None. layer_images: most images, evenly spaced among all, that the steps before reconstruction look
+        at. batch: images a forward pass. seed: of the choice of rows, the order of images and the rotations. rotate:
+        turn the residual stream and the values of every head first, where it is worth it for the scheme
+        (``Scheme.turns``). massive: layers behind GELU whose largest channel exceeds this many times the median one
+        keep 8 bits, where the scheme has fewer; None = none does.
     """
 
     layer: LayerConfig = field(default_factory=LayerConfig)
     fold: Literal["search", "shift", "off"] = "search"
     fold_rows: int = 1024
+    gelu_scale: float = 0.0
     reconstruct: ReconstructConfig | None = None
     distill: DistillConfig | None = None
     layer_images: int = 256

@@ -3,7 +3,7 @@
 A linear layer reads x. Quantize u = (x - c) / r instead and give the layer W diag(r) and b + W c: the function is the
 same. c and r fold into LayerNorm's gamma and beta (RepQ-ViT, ICCV 2023, reparameterisation of post-LayerNorm
 activations), or into the value rows before an attention product, because softmax rows sum to 1. After GELU the
-scale stays as one multiplication and the shift is a zero point.
+scale stays as one multiplication, where the layer needs it, and the shift is a zero point.
 
 r_j = range_j^a / max|W_:j|^(1-a) (SmoothQuant's migration, with the range for the maximum). The strength a is searched
 per layer on the layer's own quantized output, and "off" is a candidate, since a scale that flattens the activations
@@ -103,13 +103,16 @@ def layer_error(
     return relative_error(made + bias_correction(made, target), target)
 
 
-def search_fold(layer: QuantLinear, rows: Tensor, gelu: bool = False, ends: Ends | None = None) -> Fold:
+def search_fold(
+    layer: QuantLinear, rows: Tensor, gelu: bool = False, ends: Ends | None = None, enough: float = 0.0
+) -> Fold:
     """The fold of least quantized output error among off, shift alone, and every strength.
 
     Args:
         layer: float, not folded yet. rows: (T, K) float32, a sample of its input to judge by.
         gelu: True where only a scale is allowed and the quantizer takes the shift as its zero point.
-        ends: of every row there is; default: of ``rows``.
+        ends: of every row there is; default: of ``rows``. enough: with ``gelu``, where the engine pays for the scale:
+        off it is, if the error is not above this.
     """
     ends = ends or Ends.of(rows)
     weight = layer.weight
@@ -132,6 +135,8 @@ def search_fold(layer: QuantLinear, rows: Tensor, gelu: bool = False, ends: Ends
         off = error if best is None else off
         if best is None or error < best.error:
             best = Fold(strength, shift, scale, error, off)
+        if gelu and off <= enough:
+            break
     assert best is not None
     return best
 

@@ -117,7 +117,7 @@ def test_a_row_is_the_fixed_calibration_on_these_images(given: bool, monkeypatch
     monkeypatch.setattr(synthesis_accuracy, "calibrate", noted)
     pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(5)).half() if given else None
     row = synthesis_accuracy.measure(digits, exam, Cell("noise" if given else "real", 4, 7, "w8a8"), pixels)
-    assert asked == [replace(BUDGETS["fast"], seed=7)]
+    assert asked == [replace(BUDGETS["fast"], seed=7, gelu_scale=0.0)]
     assert row["top1"] == 100 * row["hits"].count("1") / 20 and row["top1"] > 50 and row["divergence"] > 0
     unseen = [hit == "1" for hit, seen in zip(row["hits"], drawn(20, 4, 7).tolist(), strict=True) if not seen]
     assert row.get("unseen_top1") == (None if given else 100 * sum(unseen) / 16)

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from calib.preview import MOST
 from runtime.machine import version_of
 from toolchain.report import figures, summary
 from toolchain.report.gather import REPORTS, Json, Measured, command
@@ -57,6 +58,7 @@ def section(found: Measured, prefix: str) -> dict[str, Any]:
         "preview": figures.preview(bundle.file("preview")),
         "method": manifest.method,
         "images": manifest.images,
+        "shown": min(manifest.images, MOST),
         "synthesis": Markup(figures.synthesis(found.synthesis, f"{prefix}-synthesis")) if found.synthesis else "",
         "attention": attention(found),
         "noted": found.network is not None,

@@ -170,6 +170,21 @@ def test_one_channel_a_hundred_times_the_others_gets_a_scale(gelu: bool) -> None
     assert found.error < 0.05 * off
 
 
+def test_after_gelu_a_scale_is_taken_only_where_the_layer_needs_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.gelu(torch.randn(256, 16, generator=generator))
+    rows[:, 3] *= 10
+    layer = QuantLinear(torch.randn(12, 16, generator=generator), None, 8, 8)
+    helped = search_fold(layer, rows, gelu=True)
+    assert helped.strength is not None and 0 < helped.error < helped.off
+    for enough, spared in ((helped.off, True), (0.99 * helped.off, False)):
+        found = search_fold(layer, rows, gelu=True, enough=enough)
+        assert (found.strength is None) == spared and found.off == helped.off
+        assert found.error == (helped.off if spared else helped.error)
+    norm = search_fold(layer, rows, enough=1.0)  # into LayerNorm it costs nothing
+    assert norm.strength is not None and norm.error == search_fold(layer, rows).error
+
+
 def test_a_channel_far_from_zero_gets_a_shift() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(256, 8, generator=generator)
