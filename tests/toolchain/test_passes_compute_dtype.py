@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.toolchain.nets import from_text, run
-from toolchain.passes import ComputeDtype
+from toolchain.passes import BalanceScales, ComputeDtype
+from toolchain.passes.compute_dtype import SPREAD
+from toolchain.passes.match import constant
 from toolchain.passes.shift import shifts
 
 HALF, BRAIN = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
@@ -74,6 +76,45 @@ def test_the_bias_undoes_the_shift_that_is_really_taken(dtype: ir.DataType, step
     undone = model.graph.initializers["bias"].const_value.numpy().astype(np.float64)
     unit = float(ml_dtypes.finfo(dtype.numpy()).eps)
     assert np.allclose(undone - after.shift * after.column_sums(), free, rtol=0, atol=unit * np.abs(undone).max())
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN])
+@given(st.floats(0.002, 0.05), st.integers(-128, 127))
+def test_a_shift_is_as_near_to_whole_steps_as_the_type_allows(dtype: ir.DataType, step: float, steps: int) -> None:
+    """Never worse for values about SPREAD levels from zero than step and shift each rounded to the nearest."""
+    model = from_text(text(step, steps))
+    ComputeDtype(dtype)(model)
+    (after,) = shifts(model)
+    kind = dtype.numpy().type
+
+    def off(made: float, shift: float) -> float:
+        return abs(shift / made - steps) + SPREAD * abs(made / np.float32(step) - 1)
+
+    nearest = float(kind(step))
+    assert off(after.scale, after.shift) <= off(nearest, float(kind(steps * nearest)))
+    assert float(kind(after.scale)) == after.scale and float(kind(after.shift)) == after.shift
+    assert abs(after.scale - nearest) <= 2 * float(ml_dtypes.finfo(kind).eps) * nearest
+
+
+def test_a_neighbouring_step_takes_the_shift_to_a_level() -> None:
+    """0.0064132595 and 101 of it, from a layer of vit_digits: nearest roundings are 0.045 of a level apart."""
+    model = from_text(text(0.0064132595, 101))
+    ComputeDtype(HALF)(model)
+    (after,) = shifts(model)
+    nearest, c = float(np.float16(0.0064132595)), float(np.float16(101 * 0.0064132595))
+    assert abs(c / nearest - 101) > 0.04 and abs(after.shift / after.scale - 101) < 0.02
+
+
+def test_a_dequantizer_keeps_the_power_of_two_it_has_borrowed() -> None:
+    model = from_text(text(0.0064132595, 101, scales="0.00001, 0.007, 0.003"))
+    BalanceScales()(model)
+    (before,) = shifts(model)
+    power = float(constant(before.dequantize.inputs[1])) / before.scale
+    assert power < 1
+    ComputeDtype(HALF)(model)
+    (after,) = shifts(model)
+    assert float(constant(after.dequantize.inputs[1])) == power * after.scale
+    assert after.scale != float(np.float16(0.0064132595))
 
 
 def test_a_scale_never_becomes_zero() -> None:

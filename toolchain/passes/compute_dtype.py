@@ -1,8 +1,9 @@
 """Everything that is float32 between input and output becomes FP16 or BF16, scales of quantizers included.
 
-The integers stay, and so do the operands of our kernels' nodes, which scale in float32. A shift c is rounded like every
-constant, and the bias that undoes it is then made from the rounded c and scales, so that ``W Q(x - c) + W c`` still
-cancels.
+The integers stay, and so do the operands of our kernels' nodes, which scale in float32. Once both are rounded, a shift
+c is no whole multiple of its quantizer's step any more, which would move every value by the same part of a level and
+turn as many of their roundings. So the step may be a neighbour of the nearest number, and c follows it. The bias that
+undoes c is then made from c and the scales as they are, so that ``W Q(x - c) + W c`` still cancels.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from toolchain.passes.match import constant, set_constant
 from toolchain.passes.shift import Shift, shifts
 
 _SCALED = ("QuantizeLinear", "DequantizeLinear")
+SPREAD = 20.0  # levels from zero that a value after GELU lies, typically: a step off by r moves it by r times as many
 
 
 class ComputeDtype(ir.passes.InPlacePass):
@@ -45,6 +47,8 @@ class ComputeDtype(ir.passes.InPlacePass):
         before = [_undoing(shift) for shift in moved]
         scales = {id(node.inputs[1]) for node in model.graph if node.op_type in _SCALED}
         exact = {id(shift.add.inputs[1]): constant(shift.add.inputs[1]) for shift in moved}
+        for shift in moved:
+            self._land(shift)
         for value in _ours(model):
             array = constant(value) if value.dtype == ir.DataType.FLOAT else None
             if array is not None:
@@ -77,6 +81,33 @@ class ComputeDtype(ir.passes.InPlacePass):
         if scale:
             rounded = np.maximum(rounded, ml_dtypes.finfo(self.numpy).smallest_subnormal)
         return rounded.astype(self.numpy)
+
+    def _land(self, shift: Shift) -> None:
+        """Give a shifted quantizer the step and the shift, numbers of the compute type, that move its levels least."""
+        by, steps = shift.sub.inputs[1], {shift.quantize.inputs[1], shift.dequantize.inputs[1]}
+        step, c = self._landing(shift.scale, round(shift.shift / shift.scale))
+        for value in (by, *steps):
+            array = constant(value)
+            assert value is not None and array is not None
+            # a DequantizeLinear's own step is the quantizer's times a power of two (toolchain/passes/balance_scales.py)
+            landed = c if value is by else step * (float(array) / shift.scale)
+            set_constant(value, np.full_like(array, landed))
+
+    def _landing(self, scale: float, steps: int) -> tuple[float, float]:
+        """``scale`` and ``steps`` times it, in the compute type.
+
+        Of the number nearest to ``scale`` and its two neighbours: the one whose multiple is nearest to a number of the
+        type, with what the step itself is off.
+        """
+        nearest = self._rounded(np.array(scale), scale=True)
+        ends = (self.numpy.type(end) for end in (-np.inf, np.inf))
+        found = []
+        for step in map(float, (nearest, *(np.nextafter(nearest, end) for end in ends))):
+            c = float(self.numpy.type(steps * step))
+            if step > 0 and np.isfinite(step) and np.isfinite(c):
+                found.append((abs(c / step - steps) + SPREAD * abs(step / scale - 1), step, c))
+        _, step, c = min(found)
+        return step, c
 
     def _cast_inputs(self, graph: ir.Graph) -> None:
         for source in graph.inputs:
