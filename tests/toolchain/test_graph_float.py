@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from torch import nn
 
 from calib.models import ModelSpec
@@ -64,6 +65,27 @@ def test_shifted_windows_and_mergings_are_really_in_the_tiny_swin() -> None:
     assert [block.shift_size for block in blocks] == [(0, 0), (2, 2), (0, 0), (2, 2)]
     assert [block.attn_mask is not None for block in blocks] == [False, True, False, True]
     assert not isinstance(module.get_submodule("layers.1.downsample"), nn.Identity)
+
+
+def test_what_a_shifted_window_may_not_see_weighs_exactly_nothing() -> None:
+    """timm's -100 leaves weights of 1e-44, subnormal numbers, on which processors take ten times as long and more."""
+    module: nn.Module = swin()
+    spec = spec_of(module)
+    graph = float_graph(module, spec)
+    graph.graph.outputs.extend(node.outputs[0] for node in graph.graph if node.op_type == "Softmax")
+    session = InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    images = noise(spec, 2)
+    with torch.no_grad():
+        wanted = module(images).numpy()
+    logits, *weights = session.run(None, {"images": images.numpy()})
+    assert relative(logits, wanted) < 1e-4
+    for i, made in enumerate(weights):
+        mask = module.get_submodule(f"layers.{i // 2}.blocks.{i % 2}").attn_mask
+        closed = np.zeros((1, 16, 16), bool) if mask is None else mask.numpy() != 0
+        found = made.reshape(2, -1, *made.shape[1:])  # (images, windows, heads, T, T)
+        assert (mask is None) == (i % 2 == 0)
+        assert np.array_equal(found == 0, np.broadcast_to(closed[:, None], found.shape))
+        assert found[found > 0].min() >= np.finfo(np.float32).smallest_normal
 
 
 def test_a_wrong_weight_is_seen() -> None:
