@@ -24,6 +24,7 @@ from calib.quant.residual import AFTER, BEFORE, QuantResidual, install_residual,
 from calib.scheme import GROUPS, Scheme
 
 EMBED_BITS = 8
+CLOSED = -1e4  # added to a score to rule it out; float16 holds it (docs/decisions/0041-closed-scores.md)
 _Part = TypeVar("_Part", bound=nn.Module)
 
 
@@ -37,7 +38,7 @@ def prepare(
 
     Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
     moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph;
-    with ``+attn8`` it becomes QuantAttention; with ``+res8`` the residual stream has a quantizer at every point; with
+    what Swin's shifted windows may not see weighs exactly 0; with ``+attn8`` it becomes QuantAttention; with ``+res8`` the residual stream has a quantizer at every point; with
     ``+int`` everything between the layers has an integer form.
 
     Args:
@@ -79,6 +80,8 @@ def _fold_block(block: Network) -> None:
     attn.qkv.weight[:rows] *= attn.scale
     attn.qkv.bias[:rows] *= attn.scale
     attn.scale = 1.0
+    if getattr(block, "attn_mask", None) is not None:
+        block.attn_mask.masked_fill_(block.attn_mask < 0, CLOSED)
     fold_layer_scale(block)
 
 

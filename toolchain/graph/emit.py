@@ -12,7 +12,7 @@ from calib.models import ModelSpec
 from calib.network import Network
 from calib.quant.attention import position_bias
 from calib.quant.families import is_swin, reads_class_token
-from calib.quant.integer_only import IntAttention, IntMean
+from calib.quant.integer_only import IntMean
 from calib.quant.surgery import prepare
 from calib.scheme import Scheme
 from toolchain.graph import integer
@@ -33,7 +33,6 @@ from toolchain.graph.layers import (
 )
 
 INPUT, OUTPUT = "images", "logits"
-CLOSED = -1e4  # added to a score to rule it out; float16 holds it (docs/decisions/0041-closed-scores.md)
 
 
 def canonical_graph(model: CalibratedModel) -> ir.Model:
@@ -174,16 +173,12 @@ def _swin_block(b: Builder, name: str, block: Network, x: ir.Value, side: tuple[
 
 
 def _score_bias(block: Network, windows: int) -> tuple[np.ndarray, int]:
-    """What ``attention`` adds to the scores of a Swin block: position bias, and what a shifted window may not see."""
     bias = position_bias(block.attn)
     assert bias is not None
     relative = array(bias)
     if block.attn_mask is None:
         return relative, 1
-    mask = array(block.attn_mask)
-    if not isinstance(block.attn, IntAttention):
-        mask = np.where(mask < 0, np.float32(CLOSED), mask)
-    return relative[:, None] + mask[None, :, None], windows
+    return relative[:, None] + array(block.attn_mask)[None, :, None], windows
 
 
 def _roll(b: Builder, x: ir.Value, starts: list[int], side: tuple[int, int]) -> ir.Value:

@@ -16,6 +16,7 @@ from calib.errors import IntvitError
 from calib.models import LoadedModel
 from calib.quant.linear import QuantLinear, QuantPatchConv
 from calib.quant.surgery import (
+    CLOSED,
     EMBED_BITS,
     float_difference,
     linears,
@@ -72,6 +73,18 @@ def test_swins_keep_their_logits(kwargs: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8+int"])
+def test_what_a_shifted_window_may_not_see_is_out_of_reach(scheme: str) -> None:
+    module = tiny_swin()
+    before, after = (
+        [block.attn_mask for block in network.modules() if getattr(block, "attn_mask", None) is not None]
+        for network in (module, prepare(module, parse(scheme)))
+    )
+    assert len(before) == len(after) > 0
+    for theirs, ours in zip(before, after, strict=True):
+        assert set(theirs.unique().tolist()) == {0.0, -100.0} and torch.equal(ours, theirs.sign() * -CLOSED)
+
+
 def test_the_scale_of_attention_and_layer_scale_are_in_the_weights() -> None:
     model = tiny_vit(init_values=0.1)
     student = prepare(model, W4A8)
