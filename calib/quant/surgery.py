@@ -38,8 +38,9 @@ def prepare(
 
     Linear layers and the patch embedding become QuantLinear; the attention scale moves into the query rows; LayerScale
     moves into the layer before it; attention runs as explicit products (no fused kernel), so that it equals the graph;
-    what Swin's shifted windows may not see weighs exactly 0; with ``+attn8`` it becomes QuantAttention; with ``+res8`` the residual stream has a quantizer at every point; with
-    ``+int`` everything between the layers has an integer form.
+    what Swin's shifted windows may not see weighs exactly 0; with ``+attn8`` attention becomes QuantAttention; with
+    ``+res8`` the residual stream has a quantizer at every point; with ``+int`` everything between the layers has an
+    integer form.
 
     Args:
         weight_bits, act_bits: of single layers, by name, where they are not the scheme's.
