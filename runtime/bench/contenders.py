@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from runtime import machine
 from runtime.backends.base import Engine, Images, backend_class
+from runtime.bench.disturbance import threads
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 
+# engines whose own threads keep one another from the processors on an idle machine too: OpenVINO has as many spinning
+# workers as it was given threads, and a dispatcher beside them
+CROWDED = frozenset({"openvino"})
 ENGINE, TWIN, BF16, OTHER = "engine", "baseline", "bf16", "other"
 CPU_BACKENDS = ("ort", "openvino")
 SHORT = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
@@ -34,12 +39,14 @@ class Contender:
         role: ``engine``, ``baseline`` (the float twin), ``bf16`` or ``other`` (another bundle's engine).
         name: what to print, as "FP32 (ort)".
         images: float32 (batch, C, H, W).
+        threads: by number, those that came to be with it and with its first call.
     """
 
     role: str
     name: str
     engine: Engine
     images: Images
+    threads: frozenset[int] = frozenset()
 
     def call(self) -> object:
         """Run the engine on the images once."""
@@ -85,6 +92,13 @@ class Setup:
         return str(getattr(backend_class(self.backend), "twin_precision", "float32"))
 
 
+def witnesses(contenders: Sequence[Contender]) -> frozenset[int]:
+    """The threads whose waiting for a processor tells of others on the machine: the caller's, and every engine's but
+    those of :data:`CROWDED`."""
+    known = (contender.threads for contender in contenders if contender.engine.name not in CROWDED)
+    return frozenset([threading.get_native_id()]).union(*known)
+
+
 def bf16_absence(backend: str) -> str:
     """Why no BF16 twin can be timed beside the engine, in one line; empty when one can, or on a GPU (FP16 there)."""
     if backend not in CPU_BACKENDS:
@@ -116,6 +130,8 @@ def opened(
 ) -> Iterator[tuple[list[Contender], list[str]]]:
     """The contenders, engine and baseline first, and a line for each that is missing; all are closed at the end.
 
+    Each has been called once.
+
     Args:
         bf16: whether a BF16 twin is wanted (CPU backends only; through OpenVINO, as ONNX Runtime has no such path on
             x86).
@@ -128,20 +144,23 @@ def opened(
         made: list[Contender] = []
         absent: list[str] = []
 
-        def add(contender: Contender) -> None:
+        def add(opening: Callable[[], Contender]) -> None:
+            before = threads()
+            contender = opening()
             stack.callback(contender.engine.close)
-            made.append(contender)
+            contender.call()  # a batch's sessions, and their threads, come with its first call
+            made.append(replace(contender, threads=threads() - before))
 
-        add(_integer(ENGINE, bundle, setup))
-        add(_twin(bundle, setup))
+        add(lambda: _integer(ENGINE, bundle, setup))
+        add(lambda: _twin(bundle, setup))
         if bf16 and setup.backend in CPU_BACKENDS:
             reason = bf16_absence(setup.backend)
             if not reason:
                 try:
-                    add(_bf16(bundle, setup))
+                    add(lambda: _bf16(bundle, setup))
                 except IntvitError as error:
                     reason = f"no BF16 beside it: {error.what}: {error.why}"
             absent += [reason] if reason else []
         if other is not None:
-            add(_integer(OTHER, other, setup))
+            add(lambda: _integer(OTHER, other, setup))
         yield made, absent

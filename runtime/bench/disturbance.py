@@ -17,9 +17,10 @@ from typing import Any
 from runtime import machine
 from runtime.bench.statistics import percentile
 
-# Limits, from deit_s with three contenders of 2 threads each on 2 cores, alone and beside one busy process: others 0.02
-# to 0.04 and 0.42 of the cores, waited 0.04 to 0.09 and 0.94, preempted 75 to 140 (contenders' own threads meet at the
-# end of a turn) and 290, slow over fast rounds 1.03 to 1.10 (1.55 when something did come between) and 2.2.
+# Limits, from deit_s with three contenders of 2 threads each on 2 cores, alone and beside one busy process: others 0.01
+# to 0.04 and 0.37 of the cores, waited 0.01 (vit_digits: 0.03 to 0.09) and 0.62, preempted 75 to 140 (contenders' own
+# threads meet at the end of a turn) and 240 to 290, slow over fast rounds 1.03 to 1.10 (1.55 when something did come
+# between) and 1.58 to 2.2.
 OTHERS = 0.1  # of the time of the processors this process may use
 STOLEN = 0.02  # of that time, taken by the hypervisor
 WAITED = 0.2  # of the time that went by, summed over threads
@@ -37,7 +38,7 @@ class Counters:
     Attributes:
         wall: gone by. own: processor time of this process, all threads.
         busy: processor time of everybody on the processors this process may use; stolen: the hypervisor's share.
-        waited: this process's threads ready to run without a processor to run on.
+        waited: by the threads asked for, ready to run without a processor to run on.
         switches: how often one of them was taken off its processor (a count).
     """
 
@@ -55,7 +56,8 @@ class Quiet:
 
     Attributes:
         others: processors kept busy by other processes. stolen: processors taken by the hypervisor.
-        waited: seconds a second. switches: a second. cores: processors this process may use. wall: seconds.
+        waited: seconds a second, by the threads asked for. switches: a second.
+        cores: processors this process may use. wall: seconds.
     """
 
     wall: float
@@ -81,18 +83,22 @@ def parse_stat(text: str, cpus: Iterable[int], ticks: int) -> tuple[float, float
     return (busy / ticks, stolen / ticks) if seen else None
 
 
-def _waited() -> float | None:
-    total, seen = 0, False
+def threads() -> frozenset[int]:
+    """The threads this process has now, by number; empty where the system does not list them."""
     try:
-        threads = list(Path("/proc/self/task").iterdir())
+        return frozenset(int(thread.name) for thread in Path("/proc/self/task").iterdir())
     except OSError:
-        return None
-    for thread in threads:
+        return frozenset()
+
+
+def _waited(wanted: Iterable[int]) -> float | None:
+    total, seen = 0, False
+    for thread in wanted:
         try:
-            total += int((thread / "schedstat").read_text().split()[1])
+            total += int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1])
             seen = True
         except (OSError, ValueError, IndexError):
-            continue  # a thread that has just ended, or a kernel without the file
+            continue  # a thread that has ended, or a kernel without the file
     return total / 1e9 if seen else None
 
 
@@ -104,14 +110,14 @@ def _switches() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def read() -> Counters:
-    """The counters now."""
+def read(wanted: Iterable[int]) -> Counters:
+    """The counters now; waiting is that of the threads ``wanted``."""
     try:
         found = parse_stat(Path("/proc/stat").read_text(), machine.available_cpus(), os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, AttributeError):
         found = None
     busy, stolen = found or (None, None)
-    return Counters(time.perf_counter(), time.process_time(), busy, stolen, _waited(), _switches())
+    return Counters(time.perf_counter(), time.process_time(), busy, stolen, _waited(wanted), _switches())
 
 
 def between(before: Counters, after: Counters, cores: int | None = None) -> Quiet:

@@ -11,7 +11,7 @@ from typing import Any
 from runtime import machine
 from runtime.backends.base import Engine
 from runtime.bench import disturbance, sustained
-from runtime.bench.contenders import BF16, CPU_BACKENDS, ENGINE, OTHER, Contender, Setup, opened
+from runtime.bench.contenders import BF16, CPU_BACKENDS, ENGINE, OTHER, Contender, Setup, opened, witnesses
 from runtime.bench.loop import BLOCK, WARM_UP_S, Timing, interleave, together
 from runtime.bench.statistics import summary
 from runtime.bench.verdict import engine_hint, spoken, timing_warnings
@@ -110,10 +110,11 @@ def measure(bundle: Bundle, plan: Plan | None = None, other: Bundle | None = Non
     plan = replace(plan or Plan(), **changes)
     setup = plan.setup()
     with opened(bundle, setup, bf16=plan.bf16, other=other) as (contenders, absent), open_sources() as sensors:
-        before = disturbance.read()
+        watched_threads = witnesses(contenders)
+        before = disturbance.read(watched_threads)
         with Sampler(sensors.sources, plan.interval_s) as sampler:
             timings = interleave(contenders, seconds=plan.seconds, warm_up_s=plan.warm_up_s)
-            quiet = disturbance.between(before, disturbance.read())
+            quiet = disturbance.between(before, disturbance.read(watched_threads))
             throughput = _streams(bundle, plan, contenders) if plan.streams > 1 else {}
             series = sustained.run(contenders[0], plan.sustained_min) if plan.sustained_min else []
         energy = {}
