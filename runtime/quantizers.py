@@ -24,7 +24,7 @@ from runtime.onnx_wire import INT8, UINT8, Graph, Node
 _QUANTIZE, _DEQUANTIZE, _CAST = "QuantizeLinear", "DequantizeLinear", "Cast"
 MOVES = frozenset({"Reshape", "Transpose"})
 # Integer products: for each operand, which input holds its integers and which its zero point.
-_OPERANDS: dict[str, tuple[tuple[int, int], ...]] = {
+OPERANDS: dict[str, tuple[tuple[int, int], ...]] = {
     "MatMulIntegerToFloat": ((0, 4), (1, 5)),
     "QAttention": ((0, 6), (1, 7)),
     "MatMulInteger": ((0, 2), (1, 3)),
@@ -129,8 +129,8 @@ def _by_product(tap: Tap, plain: Graph, executed: Graph) -> _Place | None:
         node = executed.producer.get(output)
         if node is None:
             continue
-        if node.op_type in _OPERANDS and index < len(_OPERANDS[node.op_type]):
-            tensor, zero_point = _OPERANDS[node.op_type][index]
+        if node.op_type in OPERANDS and index < len(OPERANDS[node.op_type]):
+            tensor, zero_point = OPERANDS[node.op_type][index]
             return _Place(_input(node, tensor), _input(node, zero_point))
         source = executed.producer.get(_input(node, index))
         if source is not None and source.op_type == _DEQUANTIZE:

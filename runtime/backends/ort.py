@@ -25,6 +25,8 @@ from runtime.onnx_wire import read_graph
 from runtime.qkv import join_qkv, part_qkv
 from runtime.quantizers import Quantizer, locate
 from runtime.registry import EngineRecord, compile_key, find_engine
+from runtime.saturation import VERSION as EXACT
+from runtime.saturation import exact_products
 
 OLDEST = "1.23"  # 1.22.1 knows INT4 tensors, but has no Cast of them: it does not load a w4a8 graph
 _PROVIDER = "CPUExecutionProvider"
@@ -50,14 +52,10 @@ def library() -> Any:
 def graph_options() -> dict[str, str]:
     """The session settings that change what the optimizer makes of a graph on this machine.
 
-    ``session.x64quantprecision``: where u8 x s8 products saturate in 16 bits (x86 without VNNI or AMX), ONNX Runtime
-    turns the weights into u8 and takes an exact kernel instead.
-
     ``session.qdq_matmulnbits_accuracy_level``: weight-only layers become MatMulNBits, whose default level 4 quantizes
     the float activations to 8 bits behind our back; level 1 keeps them float.
     """
-    options = {"session.qdq_matmulnbits_accuracy_level": "1"}
-    return options | ({"session.x64quantprecision": "1"} if machine.saturating_u8s8() else {})
+    return {"session.qdq_matmulnbits_accuracy_level": "1"}
 
 
 def run_options(spin_wait: bool = True) -> dict[str, str]:
@@ -154,7 +152,8 @@ def optimized_bytes(model: bytes, *, where: str = "") -> bytes:
     """The graph an integer engine executes on this machine, to be loaded with the optimizer off.
 
     ``model`` and the result are ONNX files' bytes; the result is :func:`fused`, passed through ONNX Runtime's optimizer
-    and the rewrites of :mod:`runtime.fusions` that come after it.
+    and the rewrites that come after it: those of :mod:`runtime.fusions`, :mod:`runtime.qkv` and, where products
+    u8 x s8 saturate, :mod:`runtime.saturation`.
 
     Raises:
         IntvitError: the model does not load, or the temporary directory has no room for it.
@@ -168,7 +167,9 @@ def optimized_bytes(model: bytes, *, where: str = "") -> bytes:
                 raise IntvitError("the disk is full", where=folder, why=why, next=hint)
             path = Path(folder) / "optimized.onnx"
             make_session(fused(model), threads=1, save_to=path, where=where)
-            return join_qkv(fold_biases(path.read_bytes()))
+            executed = path.read_bytes()
+            executed = exact_products(executed) if machine.saturating_u8s8() else executed
+            return join_qkv(fold_biases(executed))
     except OSError as error:
         raise write_error(Path(tempfile.gettempdir()), error) from error
 
@@ -211,6 +212,7 @@ def compile_inputs(graph_sha256: str) -> dict[str, Any]:
         "cpu_flags": machine.integer_flags(),
         "options": graph_options(),
         "fusions": FUSIONS,
+        "exact_products": EXACT if machine.saturating_u8s8() else 0,
     }
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from runtime import cli, machine
 from runtime.backends.ort import library
@@ -145,7 +146,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     )
     table = Table(show_header=False, title="intvit doctor")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     console.print(table)
     for note in report["notes"]:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

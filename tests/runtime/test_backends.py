@@ -18,6 +18,7 @@ from runtime.backends import ort as backend
 from runtime.bundle import Bundle
 from runtime.compile import compile_bundle
 from runtime.errors import IntvitError
+from runtime.onnx_wire import INT8, UINT8, read_graph
 from runtime.parity import check
 from runtime.registry import compile_key
 from tests.runtime.tiny import Spec, reference, rehash
@@ -167,7 +168,13 @@ def test_exact_kernels_where_products_saturate(monkeypatch: pytest.MonkeyPatch, 
     images = bundle.golden().images
     plain = open_engine(bundle, threads=1).run(images)
     monkeypatch.setattr(machine, "saturating_u8s8", lambda: True)
-    assert backend.graph_options()["session.x64quantprecision"] == "1"
+    graph = read_graph(backend.executed_bytes(bundle))
+    weights = {
+        node.name: graph.constant[node.inputs[1]].data_type
+        for node in graph.nodes
+        if node.op_type == "MatMulIntegerToFloat"
+    }
+    assert set(weights.values()) == {INT8, UINT8}, weights  # of 4 bits, which fit, and of 8
     np.testing.assert_allclose(open_engine(bundle, threads=1).run(images), plain, rtol=1e-5, atol=1e-5)
 
 

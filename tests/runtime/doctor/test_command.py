@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from runtime import cli, doctor, machine
 from runtime.bundle import Bundle
@@ -34,6 +36,15 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = capfd.readouterr().out
     assert "ONNX Runtime" in said and "NVIDIA" in said
     assert "bundle" not in found
+
+
+def test_what_stands_in_brackets_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken for rich's markup, and the advice read: pip install 'intvit'."""
+    found = doctor.examine()
+    found["packages"]["openvino"] = ""
+    screen = Console(file=io.StringIO(), width=200)
+    command.show(found, screen)
+    assert "pip install 'intvit[openvino]'" in screen.file.getvalue()
 
 
 def test_optional_packages_are_not_imported() -> None:
