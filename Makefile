@@ -12,12 +12,13 @@ TEST_THREADS := OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} OMP_NUM_THREADS=$${
 TEST_PROCESSES ?= -n 2 --dist loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint bench docs kernels clean
+.PHONY: help setup demo test test-all test-emulated lint bench docs kernels clean
 
 help:
 	@echo "make demo      quantize a small real model, check it, time it (minutes, no training data)"
 	@echo "make test      the quick tests"
 	@echo "make test-all  every test, also the slow ones and those on ../shared/data"
+	@echo "make test-emulated  the engines on processors that are not here: AVX2, SSE4, ARM64 (needs qemu-user, debootstrap)"
 	@echo "make lint      ruff check, ruff format --check, mypy"
 	@echo "make bench     measure again what benches/results lacks (BENCHFLAGS=--force: everything)"
 	@echo "make docs      write the measured tables into README.md and docs/"
@@ -52,6 +53,10 @@ test: .venv/.installed
 
 test-all: test
 	$(TEST_THREADS)2} $(PY) -m pytest -q -m 'slow or real' --timeout=2400
+
+test-emulated: .venv/.installed
+	@test -d build/emulated/arm64 || $(PY) -m tests.emulated.arm64
+	$(TEST_THREADS)1} $(PY) -m pytest -q -m slow --timeout=600 tests/emulated
 
 lint: .venv/.installed
 	$(PY) -m ruff check .
