@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+
 import tomllib
 
 from tests.conftest import REPO
