@@ -6,11 +6,10 @@ pip takes the wheels for ARM64. Needs ``apt-get install qemu-user debootstrap`` 
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
-
-import tomllib
 
 from tests.conftest import REPO
 from tests.emulated.processors import ARM64, PACKAGES
@@ -33,7 +32,8 @@ def main() -> None:
     subprocess.run(["debootstrap", *options, RELEASE, str(half), MIRROR], check=True, stdout=subprocess.DEVNULL)
     for package in sorted((half / "var" / "cache" / "apt" / "archives").glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", str(package), str(half)], check=True)
-    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    project = toml.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["openvino"]]
     print(f"wheels for ARM64: {', '.join(wanted)}", flush=True)
     where = ["--target", f"{half}{PACKAGES}", "--python-version", PYTHON, "--only-binary=:all:"]
