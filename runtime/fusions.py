@@ -1,8 +1,9 @@
 """What ONNX Runtime's optimizer leaves undone on a ViT, done on the graph's bytes: the same numbers in fewer passes.
 
 The rewrites give the same bits on x86; on ARM64 a bias that is part of a product is added before that is rounded, so
-last bits differ (``runtime.compile`` compares them on the golden images, ``runtime.parity`` at every tap). On 2 threads of a Xeon with AMX, ONNX Runtime 1.31.1, deit_s at batch 1: 16.8 ms as optimized, 15.9 with the
-biases folded, 15.0 with fused attention too (medians of 150 interleaved runs). What follows is :mod:`runtime.qkv`.
+last bits differ (``runtime.compile`` compares them on the golden images, ``runtime.parity`` at every tap). On 2 threads
+of a Xeon with AMX, ONNX Runtime 1.31.1, deit_s at batch 1: 16.8 ms as optimized, 15.9 with the biases folded, 15.0 with
+fused attention too (medians of 150 interleaved runs). What follows is :mod:`runtime.qkv`.
 """
 
 from __future__ import annotations
