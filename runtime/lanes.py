@@ -6,6 +6,9 @@ cache. ViT and DeiT on 2 cores, 2 to 16 images: docs/decisions/0039-lanes.md.
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+
 
 def divide(images: int, threads: int) -> tuple[int, int]:
     """(images that run in lanes, as many in each; images left for a call on all threads), both at least 0."""
@@ -30,3 +33,15 @@ def equal_piece(each: int, most: int) -> int:
     """
     found = max(size for size in range(1, min(each, most) + 1) if each % size == 0)
     return each if found == 1 else found
+
+
+def lane_pool(threads: int, *, name: str) -> ThreadPoolExecutor:
+    """An executor whose ``threads`` threads, named after ``name``, are all there before it gets its first call.
+
+    By itself it starts a thread only for a call that finds none idle: a short call can end before the next one is
+    handed over, and a later batch would bring threads that nobody has counted.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    all_here = threading.Barrier(threads)
+    wait([pool.submit(all_here.wait) for _ in range(threads)])
+    return pool

@@ -20,7 +20,7 @@ from runtime.errors import IntvitError
 from runtime.files import write_error
 from runtime.fusions import VERSION as FUSIONS
 from runtime.fusions import fold_biases, fuse_attention
-from runtime.lanes import divide, pieces
+from runtime.lanes import divide, lane_pool, pieces
 from runtime.onnx_wire import read_graph
 from runtime.qkv import join_qkv, part_qkv
 from runtime.quantizers import Quantizer, locate
@@ -296,7 +296,7 @@ class OrtEngine:
         with self._lock:
             if self._closed:
                 raise IntvitError("the engine has been closed", where=str(self._path))
-            self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="ort-lane")
+            self._pool = self._pool or lane_pool(self._threads, name="ort-lane")
             futures = [self._pool.submit(self._call, session, part) for part in parts]
         return [future.result() for future in futures]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.lanes import divide, equal_piece, pieces
+from runtime.lanes import divide, equal_piece, lane_pool, pieces
 
 some = st.integers(1, 70)
 
@@ -41,3 +43,18 @@ def test_equal_pieces(each: int, most: int) -> None:
 
 def test_the_largest_of_equal_pieces() -> None:
     assert [equal_piece(each, 4) for each in (1, 2, 3, 4, 5, 6, 8, 10, 12)] == [1, 2, 3, 4, 5, 3, 4, 2, 4]
+
+
+def of_pool(name: str) -> set[int | None]:
+    return {thread.native_id for thread in threading.enumerate() if thread.name.startswith(name)}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_pool_starts_with_all_its_threads(threads: int) -> None:
+    """A tiny model's first call in lanes ended before the second began: one thread, and another with a later batch."""
+    with lane_pool(threads, name="whole") as pool:
+        whole = of_pool("whole")
+        assert len(whole) == threads
+        seen = {future.result() for future in [pool.submit(threading.get_native_id) for _ in range(20)]}
+        assert seen <= whole and of_pool("whole") == whole
+    assert not of_pool("whole")
