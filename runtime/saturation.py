@@ -38,24 +38,25 @@ def exact_products(model: bytes) -> bytes:
     graph = read_graph(model)
     places: dict[int, list[NewNode]] = {}
     tensors: dict[str, NewTensor] = {}
-    flipped: dict[str, str] = {}
     gone: set[str] = set()
+    turned: set[str] = set()
     for number, node in enumerate(graph.nodes):
         right = _signed_right(graph, node)
         if right is None:
             continue
         at, zero_at = right
-        name, inputs, nodes = node.inputs[at], list(node.inputs), list[NewNode]()
-        inputs += [""] * (zero_at + 1 - len(inputs))
+        name, nodes = node.inputs[at], list[NewNode]()
+        inputs = [*node.inputs, *[""] * (zero_at + 1 - len(node.inputs))]
         if name in graph.constant:
             if np.abs(_levels(graph.constant[name]).astype(np.int16)).max(initial=0) <= _SAFE:
                 continue
-            flipped[name] = _unsigned(tensors, graph.constant[name])
-        elif name not in flipped:
-            flipped[name], byte = f"{name}/unsigned", f"{name}/byte"
-            nodes.append(NewNode("Cast", f"{byte}/Cast", (name,), (byte,), attributes={"to": UINT8}))
-            nodes.append(NewNode("BitwiseXor", f"{name}/BitwiseXor", (byte, _FLIP), (flipped[name],)))
-        inputs[at] = flipped[name]
+            inputs[at] = _unsigned(tensors, graph.constant[name])
+        else:
+            inputs[at], byte = f"{name}/unsigned", f"{name}/byte"
+            if name not in turned:
+                nodes.append(NewNode("Cast", f"{byte}/Cast", (name,), (byte,), attributes={"to": UINT8}))
+                nodes.append(NewNode("BitwiseXor", f"{name}/BitwiseXor", (byte, _FLIP), (inputs[at],)))
+            turned.add(name)
         zero = graph.constant.get(inputs[zero_at])
         inputs[zero_at] = _unsigned(tensors, zero) if zero is not None else _FLIP
         nodes.append(NewNode(node.op_type, node.name, tuple(inputs), node.outputs, node.domain, _attributes(node)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +34,13 @@ def _two_threads() -> None:
         import torch
 
         torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+
+
+def pyproject() -> dict[str, Any]:
+    """The tables of pyproject.toml."""
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    tables: dict[str, Any] = toml.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+    return tables
 
 
 def _shared(relative: str) -> Path:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runtime.backends.ort import OLDEST
+from tests.conftest import REPO, pyproject
 
-REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("calib", "toolchain", "runtime")
 TARGETS = ("demo", "test", "test-all", "lint", "bench", "docs", "kernels", "clean")
 BASE = {"numpy", "onnxruntime", "pillow", "pydantic", "rich", "typer", "safetensors"}
@@ -35,8 +33,7 @@ def sources(*folders: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def project() -> dict:
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    return toml.loads((REPO / "pyproject.toml").read_text("utf-8"))
+    return pyproject()
 
 
 def distribution(requirement: str) -> str:

@@ -1,17 +1,16 @@
 """``python -m tests.emulated.arm64``: an ARM64 Python with what `runtime` needs, unpacked for the emulated tests.
 
 Debian's Python 3.11 and C library come through debootstrap, which only unpacks them (nothing of them runs here), and
-pip takes the wheels for ARM64. Needs ``apt-get install qemu-user debootstrap`` and both networks' mirrors.
+pip takes the wheels for ARM64. Needs ``apt-get install qemu-user debootstrap`` and the network of both package indexes.
 """
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
 import sys
 
-from tests.conftest import REPO
+from tests.conftest import pyproject
 from tests.emulated.processors import ARM64, PACKAGES
 
 RELEASE, MIRROR = "bookworm", "http://deb.debian.org/debian"
@@ -32,8 +31,7 @@ def main() -> None:
     subprocess.run(["debootstrap", *options, RELEASE, str(half), MIRROR], check=True, stdout=subprocess.DEVNULL)
     for package in sorted((half / "var" / "cache" / "apt" / "archives").glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", str(package), str(half)], check=True)
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    project = toml.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = pyproject()["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["openvino"]]
     print(f"wheels for ARM64: {', '.join(wanted)}", flush=True)
     where = ["--target", f"{half}{PACKAGES}", "--python-version", PYTHON, "--only-binary=:all:"]

@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import BACKENDS
 from tests.emulated.processors import AVX2, AVX2_IN_DISGUISE, DOT_PRODUCT, I8MM, SSE4, Processor, emulate
-from tests.toolchain.nets import digits, spec_of, swin, write_bundle
+from tests.parity.test_digits import NETWORKS
+from tests.toolchain.nets import write_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PROCESSORS = [AVX2, SSE4, DOT_PRODUCT, I8MM]
@@ -35,8 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pat
 
     def write(network: str, scheme: str) -> Path:
         if (network, scheme) not in made:
-            module = swin() if network == "swin" else digits()[0]
-            spec = spec_of(module) if network == "swin" else digits()[1]
+            module, spec = NETWORKS[network]()
             targets = ["ort"] if scheme.endswith("+int") else ["ort", "openvino"]
             folder = tmp_path_factory.mktemp("emulated") / "bundle"
             made[network, scheme] = write_bundle(module, spec, scheme, folder, targets=targets)

@@ -38,7 +38,7 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "bundle" not in found
 
 
-def test_what_stands_in_brackets_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_in_brackets_is_printed() -> None:
     """It was taken for rich's markup, and the advice read: pip install 'intvit'."""
     found = doctor.examine()
     found["packages"]["openvino"] = ""
