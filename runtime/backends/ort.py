@@ -377,7 +377,8 @@ class OrtEngine:
     def run_graph(
         model: bytes, names: Sequence[str], feeds: Mapping[str, Any], *, threads: int, where: str
     ) -> dict[str, Any]:
-        """See :meth:`runtime.backends.base.EngineClass.run_graph`."""
+        """See :meth:`runtime.backends.base.EngineClass.run_graph`; products are exact on every processor."""
+        model = exact_products(model) if machine.saturating_u8s8() else model
         session = make_session(model, threads=threads, optimize=False, where=where)
         try:
             return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))

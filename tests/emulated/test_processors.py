@@ -85,6 +85,17 @@ def test_compiled_engines(processor: Processor, bundle: Callable[[str, str], Pat
     assert code == 0 and found["ok"], found["failures"]
 
 
+@pytest.mark.parametrize("processor", [AVX2, DOT_PRODUCT], ids=lambda processor: processor.name)
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8+int"])
+def test_every_rung_of_the_ladder_holds(
+    scheme: str, processor: Processor, bundle: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """Its rungs run without the optimizer: with ``+int``, whose products are explicit there, they saturated on x86."""
+    code, found = parity(processor, bundle("vit_digits", scheme), tmp_path, "--ladder")
+    assert code == 0 and found["ok"], found["verdict"]
+    assert [rung["rung"] for rung in found["rungs"]] == ["float", "fake-quant", "canonical", "dialect", "engine"]
+
+
 def test_these_tests_would_see_products_that_saturate(bundle: Callable[[str, str], Path], tmp_path: Path) -> None:
     """The emulated processor saturates, and parity says so where intvit is made to believe that it does not."""
     code, found = parity(AVX2_IN_DISGUISE, bundle("vit_digits", "w8a8"), tmp_path)

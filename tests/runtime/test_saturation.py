@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import machine
+from runtime.backends import ort
 from runtime.backends.ort import make_session, optimized_bytes
 from runtime.errors import IntvitError
 from runtime.onnx_wire import INT8, UINT8, read_graph
@@ -141,3 +144,25 @@ def test_engines_without_saturating_products(scheme: str, monkeypatch: pytest.Mo
     graph = read_graph(made)
     for name in signed_operands(made):
         assert np.abs(np.frombuffer(graph.constant[name].raw, np.int8).astype(int)).max() <= 64
+
+
+def test_a_rung_of_the_ladder_does_not_saturate_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``+int`` has its products in the graph as it is lowered, and the ladder's rungs are not optimized."""
+    module = vit()
+    spec = spec_of(module)
+    dialect = serialized(lower(canonical_graph(calibrated(module, spec, "w8a8+int"))))
+    assert signed_operands(dialect)
+    loaded = []
+
+    def load(data: bytes, **settings: Any) -> Any:
+        loaded.append(data)
+        return make_session(data, **settings)
+
+    monkeypatch.setattr(ort, "make_session", load)
+    said = []
+    for saturates in (False, True):
+        monkeypatch.setattr(machine, "saturating_u8s8", lambda so=saturates: so)
+        feeds = {"images": noise(spec, 2).numpy()}
+        said += ort.OrtEngine.run_graph(dialect, ["logits"], feeds, threads=1, where="dialect").values()
+    assert loaded[0] is dialect and loaded[1] == exact_products(dialect) != dialect
+    np.testing.assert_array_equal(*said)
