@@ -20,7 +20,7 @@ from runtime.backends.base import open_pair
 from runtime.bundle import Bundle
 from runtime.classes import Classes
 from runtime.dataset import Unreadable, load_folder
-from runtime.files import atomic_write_json
+from runtime.files import atomic_write_json, require_writable
 from runtime.paired import Hits, discordant, mcnemar_p, paired_interval, paired_stderr, percent
 from runtime.predictions import Predictions, predict
 
@@ -222,10 +222,14 @@ def main(
 ) -> None:
     """Measure top-1 and top-5 of the integer engine and of its float32 twin on labelled pictures."""
     options = cli.parse_options(option)
+    if disagree is not None:
+        require_writable(disagree / disagreements.INDEX)
     opened = Bundle.open(bundle)
     classes = opened.classes()
     result = evaluate(opened, data, backend=backend, limit=limit, batch=batch, threads=threads, options=options)
     show(result, classes, Console())
+    if json is not None:
+        atomic_write_json(json, {**result.to_json(classes), "backend": backend, "bundle": opened.sha256})
     if disagree is not None:
         page = disagreements.write(
             disagree,
@@ -238,8 +242,6 @@ def main(
             title=opened.manifest.name,
         )
         print(f"wrote {page}")
-    if json is not None:
-        atomic_write_json(json, {**result.to_json(classes), "backend": backend, "bundle": opened.sha256})
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from runtime.backends.tensorrt import CompiledRole, compile_engines
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.execution import Execution, execution, warnings
-from runtime.files import atomic_write_text, sha256_bytes
+from runtime.files import atomic_write_text, require_writable, sha256_bytes
 from runtime.manifest import Manifest
 from runtime.onnx_wire import read_graph
 from runtime.parity import check, sqnr_db
@@ -234,6 +234,8 @@ def main(
     """Compile the bundle's integer graph for this machine and say what runs as integer."""
     options, opened = cli.parse_options(option), Bundle.open(bundle)
     if backend == "tensorrt":
+        if layers is not None:
+            require_writable(layers)
         done = compile_engines(opened, options, force=force)
         show_tensorrt(opened, done, Console())
         if layers is not None:

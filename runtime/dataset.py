@@ -18,6 +18,7 @@ from runtime.images import SUFFIXES, load_image
 from runtime.manifest import Preprocess
 
 UNREADABLE_LIMIT = 0.01
+_FORM = "give a folder DIR of DIR/<class>/*.jpg|png"
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,16 @@ def require_folder(data: Path) -> None:
     """
     if not data.is_dir():
         why = "it is a file" if data.exists() else "there is no such directory"
-        raise IntvitError(
-            "not an evaluation folder", where=str(data), why=why, next="give a folder DIR of DIR/<class>/*.jpg|png"
-        )
+        raise IntvitError("not an evaluation folder", where=str(data), why=why, next=_FORM)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether the path is a picture by its name; a link that leads nowhere is one, which cannot be read."""
+    return (
+        path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and (path.is_file() or (path.is_symlink() and not path.exists()))
+    )
 
 
 def load_folder(data: Path, classes: Classes, *, limit: int | None = None) -> list[Sample]:
@@ -84,11 +92,18 @@ def load_folder(data: Path, classes: Classes, *, limit: int | None = None) -> li
         label = classes.index_of(folder.name)
         assert label is not None
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            if _is_picture(path):
                 samples.append(Sample(path, label))
     if not samples:
-        why = f"no *{', *'.join(SUFFIXES)} in its class folders"
-        raise IntvitError("the evaluation folder has no pictures", where=str(data), why=why)
+        loose = sum(map(_is_picture, data.iterdir()))
+        raise IntvitError(
+            "the evaluation folder has no pictures",
+            where=str(data),
+            why=f"{loose} lie in the folder itself, under no class"
+            if loose
+            else f"no *{', *'.join(SUFFIXES)} in its class folders",
+            next=_FORM,
+        )
     if limit is not None and limit < len(samples):
         samples = [samples[i * len(samples) // limit] for i in range(limit)]
     return samples

@@ -16,6 +16,7 @@ from runtime.classes import Classes
 from runtime.files import atomic_write_text
 from runtime.predictions import Predictions
 
+INDEX = "index.html"
 MOST = 48
 SIDE = 176  # pixels of a thumbnail's longer side
 
@@ -86,5 +87,5 @@ def write(
         f"Shown are {len(chosen)}, those first where the engine gives least to what the twin was surest of."
     )
     page = _PAGE.format(title=html.escape(f"{title}: disagreements"), lead=lead, items="\n".join(items))
-    atomic_write_text(folder / "index.html", page)
-    return folder / "index.html"
+    atomic_write_text(folder / INDEX, page)
+    return folder / INDEX

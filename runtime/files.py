@@ -1,4 +1,8 @@
-"""Files that are either whole or absent: written under a temporary name, synced, then renamed."""
+"""Files that are either whole or absent: written under a temporary name, synced, then renamed.
+
+A link stays one, and what it points at is written; a pipe or a device (``/dev/null``, a shell's ``>(command)``) is
+written into, once the whole is there.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,18 +46,37 @@ def write_error(path: Path, error: OSError) -> IntvitError:
     )
 
 
+def _destination(path: Path) -> tuple[Path, bool]:
+    """Where what is written to ``path`` ends, links followed, and whether that is no file: a pipe or a device.
+
+    Raises:
+        OSError: it is a folder, or links that lead nowhere.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return path.resolve(), False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return (path.resolve(), False) if stat.S_ISREG(mode) else (path, True)
+
+
 def require_writable(path: Path) -> None:
     """Refuse a ``path`` that no file can be written at, before the work whose result it is to hold; nothing is left.
 
     Raises:
-        IntvitError: it is a folder, or nothing can be made in the nearest folder above it that exists.
+        IntvitError: it is a folder, a pipe or device that may not be written to, or nothing can be made in the nearest
+            folder above it that exists.
     """
-    above = path.parent
-    while not above.exists():
-        above = above.parent
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        final, stream = _destination(path)
+        if stream:
+            if not os.access(final, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        above = final.parent
+        while not above.exists():
+            above = above.parent
         os.rmdir(tempfile.mkdtemp(prefix=".intvit-", dir=above))
     except OSError as error:
         raise write_error(path, error) from error
@@ -61,22 +86,30 @@ def require_writable(path: Path) -> None:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes the name ``path`` when the block ends without an exception.
 
-    The parent directory is made when missing. On any exception the temporary file is removed.
+    The parent directory is made when missing. On any exception the temporary file is removed. Where ``path`` is a pipe
+    or a device, the temporary file lies elsewhere, and its bytes go into ``path`` at the end.
 
     Raises:
         IntvitError: the file cannot be written (no space, no permission).
     """
-    final = Path(path)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary: Path | None = None
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
+        final, stream = _destination(Path(path))
+        folder = Path(tempfile.gettempdir()) if stream else final.parent
+        temporary = folder / f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        folder.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, final)
+        if stream:
+            with open(temporary, "rb") as made, open(final, "wb") as sink:
+                shutil.copyfileobj(made, sink)
+        else:
+            os.replace(temporary, final)
     except OSError as error:
-        raise write_error(final, error) from error
+        raise write_error(Path(path), error) from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

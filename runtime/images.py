@@ -80,5 +80,5 @@ def load_image(path: Path, rule: Preprocess, out: npt.NDArray[np.float32] | None
         with path.open("rb", buffering=_BUFFER) as file, Image.open(file, formats=_FORMATS) as picture:
             return preprocess(picture, rule, out)
     except (OSError, ValueError, SyntaxError, ArithmeticError, EOFError, Image.DecompressionBombError) as error:
-        why = str(error) or type(error).__name__
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise IntvitError("cannot read the image", where=str(path), why=why) from error

@@ -74,7 +74,7 @@ def _summary(bundle: Bundle, out: Path, seconds: float, console: Console) -> Non
             f"(standard error of the difference {reported['stderr']:.2f})"
         )
     say(f"{seconds:.0f} s. What is known of it: {out / REPORT}")
-    say(f"Next: python -m runtime.bench {out}{backend_option(bundle.targets)}")
+    say(f"Next: python -m runtime.bench {shlex.quote(str(out))}{backend_option(bundle.targets)}")
 
 
 def _command(options: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,8 @@ def _try(bundle: Bundle, backend: str) -> Fitness:
     except IntvitError as error:
         return Fitness(backend, False, ": ".join(part for part in (error.what, error.why) if part), error.next)
     if not np.isfinite(logits).all():
-        return Fitness(backend, False, "its logits are not finite", f"python -m runtime.parity {bundle.root}")
+        checked = shlex.join(["python", "-m", "runtime.parity", str(bundle.root)])
+        return Fitness(backend, False, "its logits are not finite", checked)
     return Fitness(backend, True)
 
 

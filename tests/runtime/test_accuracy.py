@@ -117,3 +117,13 @@ def test_disagreements_are_written_on_request(tiny_bundle: Path, folder: Path, t
     result = evaluate(bundle, folder)
     differ = int((result.engine.top[:, 0] != result.baseline.top[:, 0]).sum())
     assert f"{differ} of {COUNT} pictures" in page and page.count("<img ") == min(differ, MOST)
+
+
+def test_where_disagreements_cannot_be_written_is_said_before_the_work(
+    tiny_bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.delattr(verb, "evaluate")
+    words = [str(tiny_bundle), "--data", str(folder), "--disagreements", str(tmp_path / "file")]
+    assert cli.invoke(verb.main, words) == 1
+    assert "cannot write the file" in capsys.readouterr().err

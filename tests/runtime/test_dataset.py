@@ -58,8 +58,13 @@ def test_unknown_class_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(IntvitError, match="no pictures"):
+    with pytest.raises(IntvitError, match="no pictures") as caught:
         load_folder(tmp_path, CLASSES)
+    assert caught.value.next == "give a folder DIR of DIR/<class>/*.jpg|png"
+    _save(tmp_path / "a.png")
+    with pytest.raises(IntvitError, match="no pictures") as caught:
+        load_folder(tmp_path, CLASSES)
+    assert caught.value.why == "1 lie in the folder itself, under no class"
     with pytest.raises(IntvitError, match="not an evaluation folder"):
         load_folder(tmp_path / "none", CLASSES)
 
@@ -104,6 +109,17 @@ def test_one_bad_picture_in_a_hundred_is_skipped_and_two_are_not(tmp_path: Path)
     with pytest.raises(IntvitError, match="2 of 100 pictures are unreadable") as caught:
         list(batches(load_folder(tmp_path, CLASSES), RULE, Unreadable()))
     assert "bad.jpg" in caught.value.where and "098.png" in caught.value.where
+
+
+def test_a_link_to_nothing_is_an_unreadable_picture(tmp_path: Path) -> None:
+    for i in range(199):
+        _save(tmp_path / "n00" / f"{i:03}.png", i)
+    (tmp_path / "n00/lost.png").symlink_to(tmp_path / "moved.png")
+    unreadable = Unreadable()
+    samples = load_folder(tmp_path, CLASSES)
+    assert len(samples) == 200
+    assert sum(len(batch.samples) for batch in batches(samples, RULE, unreadable)) == 199
+    assert unreadable.files == [(str(tmp_path / "n00/lost.png"), "No such file or directory")]
 
 
 def test_none_left(tmp_path: Path) -> None:

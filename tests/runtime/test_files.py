@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from runtime.files import (
     atomic_path,
     atomic_write_bytes,
     atomic_write_json,
+    atomic_write_text,
     json_text,
     require_writable,
     sha256_bytes,
@@ -76,6 +78,42 @@ def test_a_place_is_tried_before_anything_is_written(tmp_path: Path) -> None:
         with pytest.raises(IntvitError, match=why) as caught:
             require_writable(wrong)
         assert caught.value.where == str(wrong)
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for link, target in (("old", "kept/old"), ("new", "kept/new")):  # the second points at nothing yet
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "kept/old").write_bytes(b"before")
+    for link in ("old", "new"):
+        require_writable(tmp_path / link)
+        atomic_write_bytes(tmp_path / link, b"after")
+        assert (tmp_path / link).is_symlink() and (tmp_path / "kept" / link).read_bytes() == b"after"
+    assert sorted(os.listdir(tmp_path / "kept")) == ["new", "old"]
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(IntvitError, match="cannot write the file") as caught:
+        atomic_write_bytes(tmp_path / "round", b"x")
+    assert caught.value.where == str(tmp_path / "round")
+
+
+def test_a_pipe_is_written_into_not_replaced(tmp_path: Path) -> None:
+    """Or a device: as root, ``--json /dev/null`` would leave a file in the place of /dev/null."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    require_writable(fifo)
+    atomic_write_bytes(fifo, b"into it")
+    assert os.read(reader, 99) == b"into it" and stat.S_ISFIFO(fifo.stat().st_mode)
+    os.close(reader)
+    incoming, outgoing = os.pipe()  # what a shell gives for >(command)
+    require_writable(Path(f"/dev/fd/{outgoing}"))
+    atomic_write_text(f"/dev/fd/{outgoing}", "into that")
+    assert os.read(incoming, 99) == b"into that"
+    os.close(incoming)
+    with pytest.raises(IntvitError, match="Broken pipe"):
+        atomic_write_text(f"/dev/fd/{outgoing}", "nobody reads")
+    os.close(outgoing)
+    assert os.listdir(tmp_path) == ["fifo"]
 
 
 def test_where_files_that_can_be_made_again_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

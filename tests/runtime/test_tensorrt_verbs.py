@@ -74,6 +74,11 @@ def test_the_command_compile(machine: Machine, bundle_copy: Path, capfd: Any) ->
     assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", *words]) == 0
     assert "(--force)" in capfd.readouterr().err
     assert json.loads((bundle_copy / "layers.json").read_text())["Layers"]
+    capfd.readouterr()
+    words[-1] = str(bundle_copy / "manifest.json/layers.json")  # said before an engine is built for minutes
+    assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", *words]) == 1
+    said = capfd.readouterr().err
+    assert "cannot write the file" in said and "(--force)" not in said
     assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "tensorrt", "--option", "batsch=4"]) == 1
     assert cli.invoke(verb.main, [str(bundle_copy), "--option", "batch=4"]) == 1
     world.check_empty()

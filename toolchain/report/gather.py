@@ -8,6 +8,7 @@ bundle is left out by name (docs/decisions/0019).
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,14 @@ def gather(path: Path) -> Measured:
 
 def command(kind: str, bundle: Bundle) -> str:
     """What to type for a file of that kind."""
-    path, chosen = bundle.root, backend_option(bundle.targets)
     verb, option = {
         "bench": ("runtime.bench", ""),
         "accuracy": ("runtime.accuracy", " --data DIR"),
         "ladder": ("runtime.parity", " --ladder"),
         "inspect": ("toolchain.inspect", ""),
     }[kind]
-    return f"python -m {verb} {path}{chosen}{option} --json {path / REPORTS / kind}.json"
+    path, out = (shlex.quote(str(one)) for one in (bundle.root, bundle.root / REPORTS / f"{kind}.json"))
+    return f"python -m {verb} {path}{backend_option(bundle.targets)}{option} --json {out}"
 
 
 def _read(path: Path) -> Json | None:

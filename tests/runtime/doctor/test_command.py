@@ -130,6 +130,10 @@ def test_too_little_memory_and_bad_logits(tiny_bundle: Path, monkeypatch: pytest
     monkeypatch.undo()
     monkeypatch.setattr(fitness, "open_engine", lambda *_: Wrong())
     assert {one.why for one in fitness.fitness(bundle)} == {"its logits are not finite"}
+    spaced = tiny_bundle.with_name("two words")
+    shutil.copytree(tiny_bundle, spaced)
+    pasted = f"python -m runtime.parity '{spaced}'"
+    assert {one.next for one in fitness.fitness(Bundle.open(spaced))} == {pasted}
 
     def refuse(*_: Any) -> Any:
         raise IntvitError("no driver", why="nothing", next="install it")
