@@ -21,8 +21,9 @@ def read(path: Path) -> ir.Model:
     """An ONNX file as the rules want it: functions inlined, Constant nodes as initializers, shapes inferred.
 
     Raises:
-        IntvitError: there is no such file, it is not ONNX, it holds no graph, a tensor's bytes are missing, or a node
-            reads a tensor that nothing makes.
+        IntvitError: there is no such file, it is not ONNX, it holds no graph, a tensor's bytes are missing or lie
+            outside the model's folder, a node reads a tensor that nothing makes or is of a domain for which the model
+            declares no opset, or a function cannot be put in its place.
     """
     if not path.is_file():
         raise IntvitError("there is no such model", where=str(path), next="give an .onnx file or a bundle's directory")
@@ -30,7 +31,7 @@ def read(path: Path) -> ir.Model:
         model = _load(path)
         _check_whole(model, path)
         if model.functions:
-            common.InlinePass()(model)
+            _inline(model, path)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     return model
@@ -38,7 +39,7 @@ def read(path: Path) -> ir.Model:
 
 def _load(path: Path) -> ir.Model:
     try:
-        model = ir.load(path)
+        model = ir.load(path.absolute())  # where a path names no folder, onnx-ir lets external data lie anywhere
     except OSError as error:
         raise IntvitError("cannot read the model", where=str(path), why=error.strerror or str(error)) from error
     except Exception as error:  # protobuf, onnx and onnx-ir each have their own on bytes that are no model
@@ -47,6 +48,18 @@ def _load(path: Path) -> ir.Model:
     if not len(model.graph):
         raise IntvitError("the model holds no graph", where=str(path), why="no node in it", next=_READ_HINT)
     return model
+
+
+def _inline(model: ir.Model, path: Path) -> None:
+    try:
+        common.InlinePass()(model)
+    except Exception as error:  # a RuntimeError around whatever was met: its first cause says what that was
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise IntvitError(
+            "a function of the model cannot be put in its place", where=str(path), why=str(cause), next=_READ_HINT
+        ) from error
 
 
 @contextlib.contextmanager
@@ -71,8 +84,11 @@ def _check_whole(model: ir.Model, path: Path) -> None:
         if array is None:
             raise IntvitError("a tensor of the model has no values", where=f"{path}: {name}", next=_READ_HINT)
     opset = model.opset_imports.get("", onnx.defs.onnx_opset_version())
+    domains = {_alias(domain) for domain in model.opset_imports}
     for node in model.graph.all_nodes():
         fault = _malformed(node, opset)
+        if not fault and _alias(node.domain) not in domains:
+            fault = f"the model declares no opset for {node.domain or 'ai.onnx'}, whose {node.op_type} it is"
         if fault:
             label = f"{path}: {node.name or node.op_type}"
             raise IntvitError("a node is not what ONNX defines", where=label, why=fault, next=_READ_HINT)
@@ -85,6 +101,11 @@ def _check_whole(model: ir.Model, path: Path) -> None:
                 why=f"{value.name!r} is no input, no initializer and no node's output",
                 next=_READ_HINT,
             )
+
+
+def _alias(domain: str) -> str:
+    """ONNX's own domain has two names."""
+    return "" if domain == "ai.onnx" else domain
 
 
 def _malformed(node: ir.Node, opset: int) -> str:

@@ -231,11 +231,47 @@ def broken(path: Path, how: str) -> Path:
         proto = onnx.ModelProto.FromString(data)
         proto.graph.node[0].input[0] = "nowhere"
         path.write_bytes(proto.SerializeToString())
+    elif how in ("data above", "data at the root"):  # onnxruntime and OpenVINO read nothing outside the model's folder
+        ir.save(from_text(GOOD), path, external_data="weights.bin", size_threshold_bytes=0)
+        outside = (path.parent / "weights.bin").rename(path.parent.parent / "weights.bin")
+        proto = onnx.load(path, load_external_data=False)
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = str(outside) if how == "data at the root" else "a/../../weights.bin"
+        path.write_bytes(proto.SerializeToString())
+    elif how in ("no opset", "no opset of a domain"):
+        proto = onnx.ModelProto.FromString(data)
+        if how == "no opset":
+            del proto.opset_import[:]
+        else:
+            proto.graph.node[0].domain = "local"
+        path.write_bytes(proto.SerializeToString())
+    elif how == "function with a loose end":
+        text = """<ir_version: 10, opset_import: ["" : 21, "local" : 1]>
+        g (float[1, 5] x) => (float[1, 5] y) { y = local.broken(x) }
+        <opset_import: ["" : 21], domain: "local"> broken (x) => (y) { y = Add(x, nowhere) }"""
+        onnx.save(onnx.parser.parse_model(text), path)
     return path
 
 
 @pytest.mark.parametrize(
-    "how", ["absent", "cut", "empty", "text", "directory", "short tensor", "external data gone", "dangling"]
+    "how",
+    [
+        "absent",
+        "cut",
+        "empty",
+        "text",
+        "directory",
+        "short tensor",
+        "external data gone",
+        "data above",
+        "data at the root",
+        "dangling",
+        "no opset",
+        "no opset of a domain",
+        "function with a loose end",
+    ],
 )
 def test_what_is_no_model_is_answered_readably(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = broken(tmp_path / "model.onnx", how)
@@ -245,6 +281,16 @@ def test_what_is_no_model_is_answered_readably(how: str, tmp_path: Path, capsys:
     assert said.startswith("error: ")  # and nothing of what the readers of ONNX log
     assert str(path) in said
     assert not (tmp_path / "lint.json").exists()
+
+
+def test_data_outside_the_folder_is_refused_where_the_path_names_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    path = broken(tmp_path / "inner/model.onnx", "data above")
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(IntvitError, match="outside the base directory"):
+        read(Path(path.name))
 
 
 @pytest.mark.parametrize(
