@@ -117,6 +117,13 @@ class Ladder:
         return not any(step.parts_at for step in self.steps)
 
     @property
+    def parted(self) -> tuple[str, str] | None:
+        """The first two rungs that part, where both are graphs: what ``--find --between`` takes."""
+        found = next((step for step in self.steps if step.parts_at), None)
+        above_graphs = (NETWORK, FLOAT, FAKE_QUANT)
+        return (found.against, found.rung) if found is not None and found.against not in above_graphs else None
+
+    @property
     def verdict(self) -> str:
         """One line: the first rung and tap at which two models part, or how far apart they are at most."""
         parted = next((step.verdict for step in self.steps if step.parts_at), "")

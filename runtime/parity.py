@@ -17,6 +17,7 @@ free     the plain run from images to logits. Two float implementations differ i
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -262,20 +263,27 @@ def main(
 
     opened, console = Bundle.open(bundle), Console()
     record: dict[str, Any] = {"backend": backend, "bundle": opened.sha256}
+    deeper: list[str] = []
     if not (ladder or find):
         result = check(opened, backend=backend, threads=threads)
         show(result, console)
         record |= result.to_json()
+        deeper = [] if result.ok else ["--ladder"]
     if ladder:
         climbed = rungs.climb(opened, backend=backend, threads=threads)
         rungs.show(climbed, console)
         record |= climbed.to_json()
+        deeper = ["--find", "--between", *climbed.parted] if climbed.parted and not find else []
     if find:
         upper, lower = (rung(name, backend) for name in between)
         found = search.find(opened, upper, lower, tolerance=tolerance, threads=threads)
         search.show(found, console)
         record["find"] = found.to_json()
         record["ok"] = record.get("ok", True) and found.first is None
+        deeper = [] if ladder or found.first else ["--ladder"]
+    if deeper:
+        typed = ["python", "-m", "runtime.parity", str(bundle), *([] if backend == "ort" else ["--backend", backend])]
+        console.print(f"next: {shlex.join([*typed, *deeper])}", markup=False, highlight=False, soft_wrap=True)
     if json is not None:
         atomic_write_json(json, record)
     if not record["ok"]:

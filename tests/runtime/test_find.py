@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,7 +141,9 @@ def test_the_command(bundle_copy: Path, tmp_path: Path, capfd: pytest.CaptureFix
     options = [str(bundle_copy), "--find", "--json", str(out), "--threads", "1"]
     assert cli.invoke(verb.main, options) == 0
     assert json.loads(out.read_text())["find"]["first"] is None
-    assert "no node is beyond tolerance" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    pasted = shlex.join(["python", "-m", "runtime.parity", str(bundle_copy)])
+    assert "no node is beyond tolerance" in said and f"next: {pasted} --ladder\n" in said
 
     def swapped(model: onnx.ModelProto) -> None:
         next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "Relu"

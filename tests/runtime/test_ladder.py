@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,4 +128,9 @@ def test_the_command(bundle_copy: Path, tmp_path: Path, capfd: pytest.CaptureFix
     plant(bundle_copy, DIALECT, number("b0.fc1.wscale", scaled(1.02)))
     assert cli.invoke(verb.main, [str(bundle_copy), "--ladder", "--json", str(out), "--threads", "1"]) == 1
     assert json.loads(out.read_text())["rungs"][3]["parts_at"] == "b0.fc2"
-    assert "dialect parts from canonical at tap 'b0.fc2'" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "dialect parts from canonical at tap 'b0.fc2'" in said
+    pasted = shlex.join(["python", "-m", "runtime.parity", str(bundle_copy)])
+    assert f"next: {pasted} --find --between canonical dialect\n" in said
+    assert cli.invoke(verb.main, [str(bundle_copy), "--ladder", "--find", "--threads", "1"]) == 1  # both at once
+    assert "next:" not in capfd.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,8 @@ def test_the_command(bundle_copy: Path, tmp_path: Path, capfd: pytest.CaptureFix
     assert json.loads(out.read_text())["ok"] is False
     captured = capfd.readouterr()
     assert "FAILED: the first tap 'embed'" in captured.out and "Traceback" not in captured.err
+    pasted = shlex.join(["python", "-m", "runtime.parity", str(bundle_copy)])
+    assert f"next: {pasted} --ladder\n" in captured.out
 
 
 @given(st.floats(-60, 60))
