@@ -18,7 +18,7 @@ from runtime.errors import IntvitError
 from runtime.files import atomic_path
 from runtime.parity import MAX_MISMATCH_PERCENT, MIN_LOGITS_SQNR_DB
 
-_HINT = "python -m runtime.parity BUNDLE --ladder --json {}"
+_HINT = "python -m runtime.parity BUNDLE --ladder --json ladder.json"
 FLOOR = 1e-6  # percent; a tap with no mismatch is drawn here, for a logarithmic axis has no zero
 
 
@@ -76,13 +76,16 @@ def main(
         found = reader.loads(ladder.read_bytes())
     except OSError as error:
         why = error.strerror or str(error)
-        raise IntvitError("cannot read the ladder", where=str(ladder), why=why, next=_HINT.format(ladder)) from error
+        raise IntvitError("cannot read the ladder", where=str(ladder), why=why, next=_HINT) from error
     except ValueError as error:
-        raise IntvitError("not a JSON file", where=str(ladder), why=str(error)) from error
+        raise IntvitError("not a JSON file", where=str(ladder), why=str(error), next=_HINT) from error
     if not isinstance(found, dict) or "rungs" not in found:
-        hint = _HINT.format(ladder)
-        raise IntvitError("the file holds no ladder", where=str(ladder), why="no key 'rungs'", next=hint)
-    plot(found, out)
+        raise IntvitError("the file holds no ladder", where=str(ladder), why="no key 'rungs'", next=_HINT)
+    try:
+        plot(found, out)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        why = f"not what this version writes: {type(error).__name__}: {error}"
+        raise IntvitError("the file holds no ladder", where=str(ladder), why=why, next=_HINT) from error
     Console().print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -63,14 +63,18 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(main, [str(record), str(out)]) == 0 and out.stat().st_size > 1000
     assert cli.invoke(parity.main, [str(root), "--json", str(record), "--threads", "1"]) == 0
     out.unlink()
+    older = tmp_path / "older.json"
+    older.write_text('{"rungs": [{"taps": [{"lsb": 1}]}]}')
     for path, said in (
         (record, "holds no ladder"),
+        (older, "not what this version writes: KeyError: 'name'"),
         (root / "preview.png", "not a JSON file"),
         (tmp_path, "runtime.parity BUNDLE"),
     ):
         assert cli.invoke(main, [str(path), str(out)]) == 1
         captured = capfd.readouterr().err
-        assert said in captured and "Traceback" not in captured
+        assert said in captured and "Traceback" not in captured and "unexpected" not in captured
+        assert f"--json {path}" not in captured  # pasted, that would write over what the file is
     assert not out.exists()
 
 
