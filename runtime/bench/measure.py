@@ -14,7 +14,7 @@ from runtime.bench import disturbance, sustained
 from runtime.bench.contenders import BF16, CPU_BACKENDS, ENGINE, OTHER, Contender, Setup, opened, witnesses
 from runtime.bench.loop import BLOCK, WARM_UP_S, Timing, interleave, together
 from runtime.bench.statistics import summary
-from runtime.bench.verdict import engine_hint, spoken, timing_warnings
+from runtime.bench.verdict import hints, spoken, timing_warnings
 from runtime.bundle import Bundle
 from runtime.telemetry.energy import measured_energy
 from runtime.telemetry.sampler import Sampler, open_sources
@@ -168,7 +168,7 @@ def measure(bundle: Bundle, plan: Plan | None = None, other: Bundle | None = Non
     made["warnings"] = [
         line for figures in (made, baseline, *others) for line in timing_warnings(figures["name"], figures)
     ]
-    made["warnings"] += engine_hint(made)
+    made["warnings"] += hints(made)
     made["warnings"] += [f"clocks were held down: {reason}" for reason in made["telemetry"]["throttled"]]
     if series:
         fallen = made["telemetry"]["dropped"].items()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bench.statistics import relative_spread, summary
-from runtime.bench.verdict import engine_hint, spoken, timing_warnings
+from runtime.bench.verdict import hints, spoken, timing_warnings
 from runtime.errors import IntvitError
 
 
@@ -68,7 +68,7 @@ def pooled(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     made["disturbances"] = [record["disturbance"] for record in records]
     figures = (made, made["baseline"], *made["others"])
     made["warnings"] = [line for one in figures for line in timing_warnings(one["name"], one)]
-    made["warnings"] += engine_hint(made)
+    made["warnings"] += hints(made)
     held = {line for record in records for line in record["warnings"] if line.startswith("clocks")}
     made["warnings"] += sorted(held)
     made["verdict"] = spoken(made)

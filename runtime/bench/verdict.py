@@ -68,12 +68,23 @@ def _relation(ratio: float) -> str:
     return f"{ratio:.2f}x as fast as" if ratio > 1 else f"slower, {1 / ratio:.2f}x the time of"
 
 
-def engine_hint(record: Mapping[str, Any]) -> list[str]:
-    """A line when the 16-bit rival runs on another engine than the integers: part of its speed may be the engine's."""
+def hints(record: Mapping[str, Any]) -> list[str]:
+    """What to set otherwise, a line each.
+
+    A 16-bit rival close behind or ahead runs on another engine than the integers: part of its speed may be the
+    engine's. There are more threads than processors. Needs of the record: ``backend``, ``others`` [{role, name,
+    speedup}], ``threads``, ``disturbance`` {cores}.
+    """
+    found = []
     close = [one for one in record["others"] if one["role"] == "bf16" and one["speedup"] < WORTH]
-    if not close or record["backend"] in close[0]["name"]:
-        return []
-    return [f"{close[0]['name']} is another engine than {record['backend']}: time the integers there too (--backend)"]
+    if close and record["backend"] not in close[0]["name"]:
+        rival = close[0]["name"]
+        found.append(f"{rival} is another engine than {record['backend']}: time the integers there too (--backend)")
+    threads, cpus = record["threads"], record["disturbance"]["cores"]
+    if threads > cpus:
+        shared, at_most = (f"{cpus} processors", f"{cpus} or fewer") if cpus > 1 else ("1 processor", "1")
+        found.append(f"{threads} threads share {shared} and wait for one another: --threads {at_most}")
+    return found
 
 
 def spoken(record: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.bench.verdict import DISTURBED, engine_hint, spoken, timing_warnings, verdict
+from runtime.bench.verdict import DISTURBED, hints, spoken, timing_warnings, verdict
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_words(ratios: dict[str, float], said: str, never: str) -> None:
 
 def record(**changes: Any) -> dict[str, Any]:
     made = {"scheme": "w4a8", "speedup": 1.9, "baseline": {"name": "FP32 (ort)"}, "others": [], "disturbed": []}
-    return made | changes
+    return made | {"threads": 2, "disturbance": {"cores": 2}} | changes
 
 
 def test_a_record_in_words() -> None:
@@ -56,10 +56,17 @@ def test_another_bundle(ratio: float, said: str) -> None:
 
 def test_a_rival_on_another_engine_is_pointed_at() -> None:
     rival = {"role": "bf16", "name": "BF16 (openvino)", "speedup": 0.8}
-    (line,) = engine_hint(record(backend="ort", others=[rival]))
+    (line,) = hints(record(backend="ort", others=[rival]))
     assert "time the integers there too" in line
-    assert engine_hint(record(backend="openvino", others=[rival])) == []
-    assert engine_hint(record(backend="ort", others=[rival | {"speedup": 1.5}])) == []
+    assert hints(record(backend="openvino", others=[rival])) == []
+    assert hints(record(backend="ort", others=[rival | {"speedup": 1.5}])) == []
+
+
+def test_more_threads_than_processors_is_pointed_at() -> None:
+    (line,) = hints(record(threads=3))
+    assert line == "3 threads share 2 processors and wait for one another: --threads 2 or fewer"
+    (line,) = hints(record(threads=2, disturbance={"cores": 1}))
+    assert line == "2 threads share 1 processor and wait for one another: --threads 1"
 
 
 def test_doubt_comes_first() -> None:
