@@ -43,3 +43,34 @@ def blocks(record: Record) -> str:
             cells += [f"{row['us'][name]:.1f}", f"{row['speedup'][name]:.2f}", f"{row['sqnr_db'][name]:.1f}"]
         rows.append(cells)
     return _chip(record) + markdown(head, rows, left=1)
+
+
+def bench(record: Record) -> str:
+    """A row a model, batch and precision: the parts of a call, how well the clocks agree, what NVML saw."""
+    head = ["model", "batch", "torch, CUDA graph", "call ms", "copies in, out ms", "compute ms", "graph alone ms"]
+    head += ["host beside ms", "J an image", "3 ratios, apart %", "W", "SM MHz", "°C"]
+    rows = []
+    for row in record["rows"]:
+        watched, energy = row["telemetry"], row["energy"].get("by", {})
+        for role, (name, one) in zip(("engine", "baseline"), row["contenders"].items(), strict=True):
+            parts, drawn = one["phases"], energy.get(role, {}).get("joules_an_image")
+            cells = [row["model"], str(row["batch"]), name.split()[0], f"{one['median_ms']:.3f}"]
+            cells += [f"{parts['h2d_ms']:.3f}, {parts['d2h_ms']:.3f}", f"{parts['compute_ms']:.3f}"]
+            cells += [f"{one['bare_ms']:.3f}", f"{one['outside_ms']:.3f}", "–" if drawn is None else f"{drawn:.4f}"]
+            ratios = ", ".join(f"{ratio:.2f}" for ratio in row["ratios"])
+            first = role == "engine"  # what belongs to the row as a whole stands once
+            cells.append(f"{ratios}; {row['spread_percent']:.1f}" if first else "")
+            cells += _watched(watched) if first else ["", "", ""]
+            rows.append(cells)
+    gpu = record["gpu"]
+    driver = gpu["nvidia_smi"].get("driver_version", "unknown")
+    return f"{gpu['name']}, SM {gpu['sm']}, driver {driver}.\n\n" + markdown(head, rows, left=1)
+
+
+def _watched(telemetry: Record) -> list[str]:
+    """Mean watts, lowest and highest SM clock, highest temperature of the GPU; dashes where NVML did not tell."""
+    power, clocks = telemetry.get("power_w", {}), telemetry.get("clocks_mhz", {})
+    heat = telemetry.get("temperature_c", {})
+    watts = f"{power['nvml GPU']:.0f}" if "nvml GPU" in power else "–"
+    span = "–".join(f"{value:.0f}" for value in clocks["nvml SM"]) if "nvml SM" in clocks else "–"
+    return [watts, span, f"{heat['nvml GPU']:.0f}" if "nvml GPU" in heat else "–"]

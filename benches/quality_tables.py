@@ -41,9 +41,5 @@ def quality(record: Record) -> str:
     )
 
 
-def _cost(one: Record) -> str:
-    return f"{one['overhead_percent']:+.2f} % of {one['bare_ms']:.3f} ms"
-
-
 def _rate(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"

@@ -1,8 +1,9 @@
 """How a measurement is kept: with the machine, the versions, the commit, the date and the seeds it belongs to.
 
-A record is ``benches/results/<name>.json``. A script that measures rows one after another saves each at once with
-:func:`write_result` and finds the earlier ones with :func:`kept_rows`; rows of another machine or of other versions are
-never mixed into one record.
+A record is ``benches/results/<name>.json``, or ``benches/results/<machine>/<name>.json`` of another machine than most:
+``INTVIT_RESULTS=benches/results/<machine>`` has a bench write there. A script that measures rows one after another
+saves each at once with :func:`write_result` and finds the earlier ones with :func:`kept_rows`; rows of another machine
+or of other versions are never mixed into one record.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Write the measured tables into the texts: ``python -m benches.tables``; ``--check`` only says which are stale.
 
 In README.md and docs/**/*.md a line ``<!-- generated: NAME -->`` opens a region and ``<!-- end: NAME -->`` closes it;
-what stands between them is replaced by the table NAME, made from ``benches/results``, or from the sources.
+what stands between them is replaced by the table NAME, made from ``benches/results``, or from the sources. NAME@MACHINE
+is the same table from ``benches/results/MACHINE``, where another machine's records are.
 """
 
 from __future__ import annotations
@@ -236,6 +237,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "trt_plans": plan_tables.plans,
     "gpu_kernels": gpu_tables.layers,
     "gpu_blocks": gpu_tables.blocks,
+    "gpu_bench": gpu_tables.bench,
 }
 SOURCES: dict[str, Callable[[], str]] = {"lint_rules": lint_rules}  # tables for which nothing is measured
 # tables made from the record of another name
@@ -249,20 +251,21 @@ RECORDS = {
 
 
 def render(name: str, results: Path = RESULTS) -> str:
-    """The text of the table ``name``: caption and table, or a line that says it has not been measured.
+    """The text of the table ``name``, or ``name@machine``: caption and table, or a line that says it is not measured.
 
     Raises:
         IntvitError: no table of that name.
     """
     if name in SOURCES:
         return SOURCES[name]()
-    if name not in TABLES:
+    table, _, machine = name.partition("@")
+    if table not in TABLES:
         known = ", ".join([*TABLES, *SOURCES])
         raise IntvitError(f"no table is called {name!r}", where="benches/tables.py", next=f"known: {known}")
-    record = read_result(RECORDS.get(name, name), results)
+    record = read_result(RECORDS.get(table, table), results / machine)
     if record is None or not record.get("rows"):
         return f"*{name}: {NOT_MEASURED} (`make bench`).*"
-    return f"{caption(record)}\n\n{TABLES[name](record)}"
+    return f"{caption(record)}\n\n{TABLES[table](record)}"
 
 
 def refresh(text: str, where: str, results: Path = RESULTS) -> str:

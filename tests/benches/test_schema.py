@@ -12,7 +12,7 @@ from benches import record, tables
 from benches.schema import check_record
 from runtime.errors import IntvitError
 
-COMMITTED = sorted(record.RESULTS.glob("*.json"))
+COMMITTED = sorted(record.RESULTS.rglob("*.json"))
 GOOD: dict[str, Any] = {
     "name": "x",
     "machine": {"cpu": "c", "cores": 2, "flags": [], "memory_gib": 4.0, "system": "Linux", "gpu": "may stand here"},
@@ -26,7 +26,7 @@ GOOD: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=[path.stem for path in COMMITTED])
+@pytest.mark.parametrize("path", COMMITTED, ids=[path.relative_to(record.RESULTS).as_posix() for path in COMMITTED])
 def test_every_committed_record_fits_and_has_a_table(path: Path) -> None:
     found = check_record(json.loads(path.read_text("utf-8")), path)
     assert found["rows"]

@@ -56,6 +56,16 @@ def test_random_weights_are_named_in_capitals(tmp_path: Path) -> None:
     assert last == "| deit_s | w8a8 | 1 | 2 | 50.00 | 20.00 | 2.50× | RANDOM |"
 
 
+def test_another_machine_has_a_folder_and_the_same_tables(tmp_path: Path) -> None:
+    record.write_result("cpu_latency", {"rows": [LATENCY_ROW | {"model": "there"}]}, results=tmp_path / "there")
+    record.write_result("cpu_latency", {"rows": [LATENCY_ROW | {"model": "here"}]}, results=tmp_path)
+    assert "| there |" in tables.render("cpu_latency@there", tmp_path)
+    assert "| here |" in tables.render("cpu_latency", tmp_path)
+    assert tables.NOT_MEASURED in tables.render("cpu_latency@nowhere", tmp_path)
+    with pytest.raises(IntvitError, match="nonsense@there"):
+        tables.render("nonsense@there", tmp_path)
+
+
 @pytest.mark.parametrize("name", sorted(tables.TABLES))
 def test_an_absent_record_reads_not_measured_yet(name: str, tmp_path: Path) -> None:
     assert tables.NOT_MEASURED in tables.render(name, tmp_path)
@@ -121,6 +131,13 @@ def test_every_table_is_shown_in_one_text_or_more(name: str) -> None:
         pytest.skip("not measured yet")
     marker = f"<!-- generated: {name} -->"
     assert any(marker in path.read_text("utf-8") for path in tables.texts(tables.ROOT))
+
+
+def test_every_record_of_another_machine_is_shown_in_a_text() -> None:
+    shown = "".join(path.read_text("utf-8") for path in tables.texts(tables.ROOT))
+    for path in record.RESULTS.glob("*/*.json"):
+        names = [table for table in tables.TABLES if tables.RECORDS.get(table, table) == path.stem]
+        assert any(f"<!-- generated: {name}@{path.parent.name} -->" in shown for name in names), path
 
 
 def test_the_page_of_the_linter_has_every_rule(tmp_path: Path) -> None:
