@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import io
 import sys
 import traceback
 from collections.abc import Callable
@@ -65,5 +66,7 @@ def run(function: Callable[..., None]) -> NoReturn:
     shown.__annotations__ = function.__annotations__ | {"debug": DebugOption}
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is written as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
     sys.exit(0)

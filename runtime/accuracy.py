@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from runtime import cli, disagreements, machine
 from runtime.backends.base import open_pair
 from runtime.bundle import Bundle
 from runtime.classes import Classes
+from runtime.console import Console
 from runtime.dataset import Unreadable, load_folder
 from runtime.files import atomic_write_json, require_writable
 from runtime.paired import Hits, discordant, mcnemar_p, paired_interval, paired_stderr, percent
@@ -112,7 +112,8 @@ class Accuracy:
 
     def to_json(self, classes: Classes) -> dict[str, Any]:
         """The fixed keys (top1, top5, images, baseline_top1, agreement, stderr), and the rest beside them."""
-        names = ("top1", "top5", "images", "baseline_top1", "baseline_top5", "agreement", "stderr", "seconds", "lanes")
+        names = ["top1", "top5", "images", "baseline_top1", "baseline_top5", "agreement", "stderr", "seconds", "lanes"]
+        names.append("twin_precision")
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         gained, lost = discordant(*self.hits)
         low, high = paired_interval(*self.hits)
@@ -229,7 +230,8 @@ def main(
     result = evaluate(opened, data, backend=backend, limit=limit, batch=batch, threads=threads, options=options)
     show(result, classes, Console())
     if json is not None:
-        atomic_write_json(json, {**result.to_json(classes), "backend": backend, "bundle": opened.sha256})
+        about = {"backend": backend, "options": options, "bundle": opened.sha256}
+        atomic_write_json(json, {**result.to_json(classes), **about})
     if disagree is not None:
         page = disagreements.write(
             disagree,
@@ -240,6 +242,7 @@ def main(
             result.paths,
             classes,
             title=opened.manifest.name,
+            twin_precision=result.twin_precision,
         )
         print(f"wrote {page}")
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from runtime.console import forgive_characters
 from runtime.errors import IntvitError
 from runtime.files import disk_full, require_writable, write_error
 
@@ -118,4 +119,5 @@ def invoke(function: Callable[..., None], arguments: Sequence[str] | None = None
 
 def run(function: Callable[..., None]) -> NoReturn:
     """Run ``function`` as this process's command and exit with its code."""
+    forgive_characters()
     sys.exit(invoke(function))

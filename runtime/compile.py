@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from runtime import cli
@@ -25,6 +24,7 @@ from runtime.backends.openvino_nodes import execution as openvino_execution
 from runtime.backends.ort import compile_inputs, executed_bytes, fused, make_session
 from runtime.backends.tensorrt import CompiledRole, compile_engines
 from runtime.bundle import Bundle
+from runtime.console import Console
 from runtime.errors import IntvitError
 from runtime.execution import Execution, execution, warnings
 from runtime.files import atomic_write_text, require_writable, sha256_bytes

@@ -65,8 +65,11 @@ def write(
     classes: Classes,
     *,
     title: str,
+    twin_precision: str = "float32",
 ) -> Path:
     """Write ``folder``/index.html, the pictures ``chosen`` in it; it refers to no other file. Returns its path.
+
+    ``twin_precision``: what the float twin computes in.
 
     Raises:
         IntvitError: it cannot be written.
@@ -75,7 +78,7 @@ def write(
     for index in chosen:
         label, right = classes.names[labels[index]], labels[index]
         lines = [f"<b>{html.escape(label)}</b> <small>{html.escape(paths[index].name)}</small>"]
-        for name, model in (("float32", baseline), ("integer", engine)):
+        for name, model in ((twin_precision, baseline), ("integer", engine)):
             said = model.top[index, 0]
             mark = "✓" if said == right else "✗"
             lines.append(f"{name}: {html.escape(classes.names[said])} {100 * model.sure[index]:.0f} % {mark}")
@@ -83,7 +86,8 @@ def write(
         items.append(f'<li><img alt="{alt}" src="{thumbnail(paths[index])}">{"<br>".join(lines)}</li>')
     differ = int((engine.top[:, 0] != baseline.top[:, 0]).sum())
     lead = (
-        f"Integer engine and float32 twin name different first classes for {differ} of {len(labels)} pictures. "
+        f"Integer engine and {twin_precision} twin name different first classes for "
+        f"{differ} of {len(labels)} pictures. "
         f"Shown are {len(chosen)}, those first where the engine gives least to what the twin was surest of."
     )
     page = _PAGE.format(title=html.escape(f"{title}: disagreements"), lead=lead, items="\n".join(items))

@@ -125,8 +125,12 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """:func:`atomic_write_bytes` of ``text`` in UTF-8, line ends kept as they are."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """:func:`atomic_write_bytes` of ``text`` in UTF-8, line ends kept as they are.
+
+    A byte of a file name that is no UTF-8, which Python reads as half of a surrogate pair, becomes ``\\udcXX``: in JSON
+    an escape that is read as that half again.
+    """
+    atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def json_text(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,11 @@ from runtime.manifest import Preprocess
 SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
 _BUFFER = 1 << 20  # most photographs in one read; Pillow's own many small reads cost a quarter of a JPEG's decoding
+# What Pillow raises at files it cannot make sense of; MemoryError is a size that only the file's header claims.
+_BROKEN = (
+    *(OSError, ValueError, SyntaxError, ArithmeticError, EOFError, LookupError, MemoryError),
+    *(struct.error, Image.DecompressionBombError),
+)
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -79,6 +85,6 @@ def load_image(path: Path, rule: Preprocess, out: npt.NDArray[np.float32] | None
     try:
         with path.open("rb", buffering=_BUFFER) as file, Image.open(file, formats=_FORMATS) as picture:
             return preprocess(picture, rule, out)
-    except (OSError, ValueError, SyntaxError, ArithmeticError, EOFError, Image.DecompressionBombError) as error:
+    except _BROKEN as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise IntvitError("cannot read the image", where=str(path), why=why) from error

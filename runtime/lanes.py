@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
+from runtime.errors import IntvitError
+
 
 def divide(images: int, threads: int) -> tuple[int, int]:
     """(images that run in lanes, as many in each; images left for a call on all threads), both at least 0."""
@@ -40,8 +42,17 @@ def lane_pool(threads: int, *, name: str) -> ThreadPoolExecutor:
 
     By itself it starts a thread only for a call that finds none idle: a short call can end before the next one is
     handed over, and a later batch would bring threads that nobody has counted.
+
+    Raises:
+        IntvitError: the system does not let so many be started.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     all_here = threading.Barrier(threads)
-    wait([pool.submit(all_here.wait) for _ in range(threads)])
+    try:
+        wait([pool.submit(all_here.wait) for _ in range(threads)])
+    except RuntimeError as error:  # those that are there would wait for the others without end
+        all_here.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        hint = "use fewer --threads, or raise the limit (ulimit -u; a container's pids limit)"
+        raise IntvitError("the system starts no more threads", where=name, why=str(error), next=hint) from error
     return pool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import math
 import os
 import platform
@@ -117,18 +118,52 @@ def available_cores() -> int:
     for cpu in available_cpus():
         base = f"/sys/devices/system/cpu/cpu{cpu}/topology"
         core, package = _read(f"{base}/core_id").strip(), _read(f"{base}/physical_package_id").strip()
-        cores.add((package, core) if core else ("", f"cpu{cpu}"))
+        # core_id alone tells no core from one of another cluster: on ARM it begins anew in each (Linux 6)
+        siblings = _read(f"{base}/thread_siblings_list").strip()
+        cores.add(("", siblings) if siblings else (package, core) if core else ("", f"cpu{cpu}"))
     return max(1, min(len(cores), math.ceil(min(_quota_cores(), 1 << 20))))
 
 
+def _memory_limit() -> tuple[int, int] | None:
+    """A container's limit and what it has used of it, in bytes (cgroup v2, then v1); None without a limit.
+
+    What the kernel can take back at once, the file cache that is not in use, does not count as used.
+    """
+    for folder, most, used, cache in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        limit, now = _read(f"{folder}/{most}").strip(), _read(f"{folder}/{used}").strip()
+        if limit.isdigit() and now.isdigit():
+            stat = dict(line.split(" ", 1) for line in _read(f"{folder}/memory.stat").splitlines() if " " in line)
+            return int(limit), max(0, int(now) - int(stat.get(cache, "0")))
+    return None
+
+
 def memory_bytes() -> tuple[int, int]:
-    """Total and available memory in bytes; zeros where it cannot be told."""
+    """Total and available memory in bytes, cut to a container's limit; zeros where it cannot be told."""
     values = {}
     for line in _read("/proc/meminfo").splitlines():
         key, _, rest = line.partition(":")
         if rest.strip().endswith("kB"):
             values[key] = int(rest.split()[0]) * 1024
-    return values.get("MemTotal", 0), values.get("MemAvailable", 0)
+    total, available = values.get("MemTotal", 0), values.get("MemAvailable", 0)
+    limit = _memory_limit()
+    if limit is None or not 0 < limit[0] < total:  # v1 writes a number beyond any machine where there is no limit
+        return total, available
+    return limit[0], min(available, max(0, limit[0] - limit[1]))
+
+
+def has_module(name: str) -> bool:
+    """Whether a module can be imported; it is not, but what it lies in is.
+
+    A mere folder of that name is none, though Python would import it: ``openvino`` in a bundle one stands in.
+    """
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and found.origin is not None
 
 
 def version_of(package: str) -> str:

@@ -47,5 +47,8 @@ def mcnemar_p(first: Hits, second: Hits) -> float:
     """
     gained, lost = discordant(first, second)
     total = gained + lost
-    tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1))
+    tail, ways = 0, 1
+    for fewer in range(min(gained, lost) + 1):  # ways to choose so many of all, each from the one before
+        tail += ways
+        ways = ways * (total - fewer) // (fewer + 1)
     return min(1.0, 2 * tail / (1 << total))

@@ -23,13 +23,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.table import Table
 from typer import Exit, Option
 
 from runtime import cli, machine
 from runtime.backends.base import backend_class, open_engine
 from runtime.bundle import Bundle
+from runtime.console import Console
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from runtime.golden import Golden

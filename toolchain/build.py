@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from calib.align.config import FORMS
 from calib.given import (
@@ -30,6 +29,7 @@ from runtime import cli
 from runtime.backends.base import backend_class
 from runtime.bundle import Bundle
 from runtime.classes import Classes
+from runtime.console import Console
 from runtime.dataset import load_folder, require_folder
 from runtime.errors import IntvitError
 from toolchain.layers import report_layers

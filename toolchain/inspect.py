@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from typer import Option
 
@@ -20,6 +19,7 @@ from runtime import cli, machine
 from runtime.backends.base import backend_class, open_engine
 from runtime.backends.ort import called_bytes, executed_bytes, make_session
 from runtime.bundle import Bundle
+from runtime.console import Console
 from runtime.errors import IntvitError
 from runtime.execution import INTEGER_KERNELS, execution, warnings
 from runtime.files import atomic_write_json

@@ -10,10 +10,10 @@ import json as reader
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from typer import Argument
 
 from runtime import cli
+from runtime.console import Console
 from runtime.errors import IntvitError
 from runtime.files import atomic_path
 from runtime.parity import MAX_MISMATCH_PERCENT, MIN_LOGITS_SQNR_DB

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from runtime import cli
 from runtime.bundle import Bundle
+from runtime.console import Console
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from toolchain.targets.choices import TARGETS

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from calib.given import CheckpointOption, ModelOption, require_checkpoint
@@ -15,6 +14,7 @@ from calib.recipes import recipe
 from calib.scheme import parse, require_buildable
 from calib.synthesis.methods import METHODS
 from runtime import cli
+from runtime.console import Console
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from runtime.progress import task

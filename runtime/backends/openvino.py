@@ -66,6 +66,9 @@ def library() -> Any:
     """
     try:
         import openvino
+
+        if not hasattr(openvino, "__version__"):
+            raise ImportError(f"only a folder called openvino, {next(iter(openvino.__path__), '')}")
     except ImportError as error:
         hint = "pip install 'intvit[openvino]'"
         raise IntvitError("OpenVINO is not installed", where="backend 'openvino'", why=str(error), next=hint) from error

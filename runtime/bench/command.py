@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from runtime import cli, machine
 from runtime.bench.loop import WARM_UP_S
@@ -17,8 +16,10 @@ from runtime.bench.measure import Plan, measure
 from runtime.bench.repeat import in_process, pooled
 from runtime.bench.show import show, show_sweep
 from runtime.bundle import Bundle
+from runtime.console import Console
 from runtime.files import atomic_write_json
 
+DAY = 86_400.0  # seconds
 SWEPT = ("batch", "threads", "streams")
 
 
@@ -78,13 +79,17 @@ def main(
     batch: Annotated[Any, _counts_option("--batch", "Images a call; several: a sweep.")] = "1",
     threads: Annotated[Any, _counts_option("--threads", "Of each engine; default: physical cores.")] = None,
     streams: Annotated[Any, _counts_option("--streams", "Engines at once, for throughput.")] = "1",
-    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="How long to measure.")] = 5.0,
-    warm_up: Annotated[float, typer.Option("--warm-up", min=0.0, help="Seconds before it.")] = WARM_UP_S,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, max=DAY, help="How long to measure.")] = 5.0,
+    warm_up: Annotated[float, typer.Option("--warm-up", min=0.0, max=DAY, help="Seconds before it.")] = WARM_UP_S,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Fresh processes, one after another.")] = 1,
     compare: Annotated[Path | None, typer.Option("--compare", help="Another bundle to time beside it.")] = None,
     bf16: Annotated[bool, typer.Option(help="Time a BF16 twin too, where the processor has BF16.")] = True,
-    sustained: Annotated[float, typer.Option("--sustained", min=0.0, help="Minutes without a pause.")] = 0.0,
-    energy: Annotated[float, typer.Option("--energy", min=0.0, help="Seconds each for energy; 0: none.")] = 3.0,
+    sustained: Annotated[
+        float, typer.Option("--sustained", min=0.0, max=DAY / 60, help="Minutes without a pause.")
+    ] = 0.0,
+    energy: Annotated[
+        float, typer.Option("--energy", min=0.0, max=DAY, help="Seconds each for energy; 0: none.")
+    ] = 3.0,
     spin_wait: Annotated[bool | None, typer.Option("--spin-wait/--no-spin-wait", help="Wait by spinning.")] = None,
     cuda_graph: Annotated[bool | None, typer.Option("--cuda-graph/--no-cuda-graph", help="On a GPU.")] = None,
     transfers: Annotated[bool | None, typer.Option("--transfers/--no-transfers", help="Time the copies.")] = None,

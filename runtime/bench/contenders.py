@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,7 +104,7 @@ def bf16_absence(backend: str) -> str:
         return ""
     if not machine.fast_bf16():
         return NO_BF16
-    return "" if importlib.util.find_spec("openvino") is not None else NO_OPENVINO
+    return "" if machine.has_module("openvino") else NO_OPENVINO
 
 
 def _integer(role: str, bundle: Bundle, setup: Setup) -> Contender:

@@ -143,6 +143,7 @@ def measure(bundle: Bundle, plan: Plan | None = None, other: Bundle | None = Non
         "settings": {
             **(HOST if plan.backend in CPU_BACKENDS else DEVICE),
             **_told(abouts[ENGINE]),
+            "options": dict(plan.options),
             "seconds": plan.seconds,
             "warm_up_s": plan.warm_up_s,
             "block": BLOCK,

@@ -69,7 +69,7 @@ def pooled(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     figures = (made, made["baseline"], *made["others"])
     made["warnings"] = [line for one in figures for line in timing_warnings(one["name"], one)]
     made["warnings"] += hints(made)
-    held = {line for record in records for line in record["warnings"] if line.startswith("clocks")}
+    held = {line for record in records for line in record["warnings"] if line.startswith("clock")}
     made["warnings"] += sorted(held)
     made["verdict"] = spoken(made)
     return made

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from runtime import cli, machine
 from runtime.backends.ort import library
 from runtime.bundle import Bundle
+from runtime.console import Console
 from runtime.doctor.fitness import Fitness, fitness
 from runtime.doctor.nvidia import capabilities, gpu_libraries, no_gpu, tensorrt_version, toolkit
 from runtime.doctor.power import governors, power_mode
@@ -46,10 +45,7 @@ def installed(names: tuple[str, ...] = OPTIONAL) -> dict[str, str]:
     """Version of each optional module, "present" when it has none, "" when absent; none is imported."""
     found = {}
     for name in names:
-        try:
-            present = importlib.util.find_spec(name) is not None
-        except (ImportError, ValueError):
-            present = False
+        present = machine.has_module("cuda.bindings" if name == "cuda" else name)  # ``cuda`` has no file of its own
         found[name] = (machine.version_of(name.replace("_", "-")) or "present") if present else ""
     return found
 

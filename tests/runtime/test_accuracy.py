@@ -65,6 +65,7 @@ def test_the_command(tiny_bundle: Path, folder: Path, tmp_path: Path, capfd: pyt
     assert cli.invoke(verb.main, arguments) == 0
     found = json.loads(out.read_text())
     assert {"top1", "top5", "images", "baseline_top1", "agreement", "stderr"} <= set(found)
+    assert (found["twin_precision"], found["options"]) == ("float32", {})
     assert found["images"] == COUNT and found["unreadable"][0]["path"].endswith("text.jpg")
     captured = capfd.readouterr()
     assert "text.jpg" in captured.out and "131/131" in captured.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,9 @@ import onnxruntime
 import pytest
 
 from runtime import machine
-from runtime.backends import BACKENDS, backend_class, open_engine
+from runtime.backends import BACKENDS, backend_class, open_engine, openvino
 from runtime.backends import ort as backend
+from runtime.backends.trt import library as trt
 from runtime.bundle import Bundle
 from runtime.compile import compile_bundle
 from runtime.errors import IntvitError
@@ -258,3 +260,24 @@ def test_callers_that_make_their_first_calls_at_once(vit_bundle: Callable[[str],
     whole = open_engine(bundle, threads=1).run(images)
     for logits in said:
         np.testing.assert_array_equal(logits, whole[: len(logits)])
+
+
+@pytest.mark.parametrize(
+    ("name", "opens", "what"),
+    [("openvino", openvino.library, "OpenVINO is not installed"), ("tensorrt", trt.library, "TensorRT is not inst")],
+)
+def test_a_folder_of_that_name_is_no_library(
+    name: str, opens: Callable[[], object], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bundle, whose folders are called so, Python imports them when the library is not installed."""
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [importlib.machinery.PathFinder])
+    for module in [module for module in sys.modules if module.split(".")[0] in (name, "tensorrt_rtx")]:
+        monkeypatch.delitem(sys.modules, module)
+    try:
+        with pytest.raises(IntvitError, match=what) as refused:
+            opens()
+    finally:
+        sys.modules.pop(name, None)  # the folder; what was there before comes back by itself
+    assert "folder" in refused.value.why

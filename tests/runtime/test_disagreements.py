@@ -44,4 +44,7 @@ def test_the_page_stands_alone_and_escapes_what_it_quotes(tmp_path: Path) -> Non
         "picture labelled tench &quot;&lt;script&gt;&quot;",
     ]
     assert all(source.startswith("data:image/jpeg;base64,") for _, source in images)
+    assert "float32: " in page and "float32 twin" in page
+    half = write(tmp_path / "new", [2], ENGINE, TWIN, labels, paths, classes, title="a", twin_precision="float16")
+    assert "float32" not in half.read_text("utf-8") and "float16: " in half.read_text("utf-8")
     assert "3 of 4 pictures" in page and page.index("&lt;2&gt;") < page.index("&lt;1&gt;")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -37,6 +38,12 @@ def test_json_is_the_same_bytes_for_the_same_value(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         atomic_write_json(tmp_path / "x.json", {"a": float("nan")})
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_name_that_is_no_utf8_is_written_and_read_again(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    atomic_write_json(tmp_path / "x.json", {"path": name, "é": "é"})
+    assert json.loads((tmp_path / "x.json").read_text("utf-8")) == {"path": name, "é": "é"}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

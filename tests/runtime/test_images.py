@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -119,6 +121,34 @@ def test_no_picture_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None
     with pytest.raises(IntvitError, match="cannot read the image") as caught:
         load_image(path, _rule(8, 8, 1.0))
     assert caught.value.where == str(path) and caught.value.why
+
+
+@pytest.mark.parametrize("error", [IndexError("index out of range"), struct.error("short"), MemoryError()])
+def test_whatever_pillow_raises_names_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """An empty iCCP chunk behind the pixels is an IndexError, a header that claims too much a MemoryError."""
+
+    def broken(*_: object) -> None:
+        raise error
+
+    _picture(20, 30).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "resize", broken)
+    with pytest.raises(IntvitError, match="cannot read the image") as caught:
+        load_image(tmp_path / "a.png", _rule(8, 8, 1.0))
+    assert caught.value.where.endswith("a.png") and caught.value.why
+
+
+def test_a_profile_of_no_bytes_behind_the_pixels(tmp_path: Path) -> None:
+    _picture(20, 30).save(tmp_path / "a.png")
+    whole, kind = (tmp_path / "a.png").read_bytes(), b"iCCP"
+    chunk = struct.pack(">I", 0) + kind + struct.pack(">I", zlib.crc32(kind))
+    at = whole.rindex(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(whole[:at] + chunk + whole[at:])
+    try:
+        load_image(tmp_path / "a.png", _rule(8, 8, 1.0))  # a Pillow that mends it reads the picture
+    except IntvitError as error:
+        assert error.what == "cannot read the image"
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.errors import IntvitError
 from runtime.lanes import divide, equal_piece, lane_pool, pieces
 
 some = st.integers(1, 70)
@@ -31,6 +32,25 @@ def test_every_image_is_in_one_piece_and_lanes_are_equal(images: int, threads: i
     assert all(0 < size <= most for size in sizes) and sizes == sorted(sizes, reverse=True)
     assert all(sizes.count(size) % threads == 0 for size in set(sizes))  # whoever takes which, all end together
     assert len(set(sizes)) <= 2
+
+
+def test_threads_that_cannot_be_started_are_told_and_nobody_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's limit of processes: the lanes that were started must not wait for the others for ever."""
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def limited(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(IntvitError, match="--threads") as refused:
+        lane_pool(3, name="few")
+    assert refused.value.why == "can't start new thread"
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @given(some, st.integers(1, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,58 @@ def test_hyper_threads_are_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.available_cores() == 2
     monkeypatch.setattr(machine, "_quota_cores", lambda: 0.1)
     assert machine.available_cores() == 1
+
+
+def test_cores_of_another_cluster_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ARM under Linux 6: one package, core_id from 0 on in each of three clusters of four (AGX Orin)."""
+
+    def read(path: str) -> str:
+        if "topology" not in path:
+            return ""
+        cpu = int(path.split("/cpu")[-1].split("/")[0])
+        named = {"core_id": cpu % 4, "physical_package_id": 0, "thread_siblings_list": cpu}
+        return f"{named[path.rpartition('/')[2]]}\n"
+
+    monkeypatch.setattr(machine, "_read", read)
+    monkeypatch.setattr(machine, "available_cpus", lambda: list(range(12)))
+    assert machine.available_cores() == 12
+
+
+MEMINFO = {"/proc/meminfo": "MemTotal: 8192 kB\nMemAvailable: 4096 kB\n"}
+V2, V1 = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("files", "kib"),
+    [
+        ({}, (8192, 4096)),
+        ({f"{V2}/memory.max": "max\n", f"{V2}/memory.current": "1024\n"}, (8192, 4096)),
+        ({f"{V2}/memory.max": str(2 << 20), f"{V2}/memory.current": str(1 << 20)}, (2048, 1024)),
+        (
+            {
+                f"{V2}/memory.max": str(2 << 20),
+                f"{V2}/memory.current": str(2 << 20),
+                f"{V2}/memory.stat": f"anon 5\ninactive_file {1 << 19}\n",
+            },
+            (2048, 512),
+        ),
+        ({f"{V1}/memory.limit_in_bytes": str(2 << 20), f"{V1}/memory.usage_in_bytes": "0"}, (2048, 2048)),
+        ({f"{V1}/memory.limit_in_bytes": "9223372036854771712", f"{V1}/memory.usage_in_bytes": "0"}, (8192, 4096)),
+    ],
+)
+def test_a_containers_memory(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], kib: tuple[int, int]) -> None:
+    monkeypatch.setattr(machine, "_read", lambda path: (MEMINFO | files).get(path, ""))
+    assert machine.memory_bytes() == (kib[0] << 10, kib[1] << 10)
+
+
+def test_a_folder_is_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle has folders called openvino and tensorrt, and ``python -m`` looks in the one it stands in."""
+    (tmp_path / "only_a_folder").mkdir()
+    (tmp_path / "a_package").mkdir()
+    (tmp_path / "a_package" / "__init__.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("only_a_folder", "a_package", "numpy", "no_such_module", "no_such_module.inside")
+    assert [machine.has_module(name) for name in names] == [False, True, True, False, False]
 
 
 def test_description() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from typer import Argument, Option
 
+from runtime.console import Console
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_text
 from toolchain.report.gather import REPORTS, gather

@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from toolchain.report.gather import Json
-from toolchain.report.summary import Point, how
+from toolchain.report.summary import Point, how, twin
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TEXT = "#102030"  # stands for the page's own text colour until the SVG is written
@@ -122,7 +122,7 @@ def synthesis(trace: Json, prefix: str) -> str:
 
 def latency(record: Json, prefix: str) -> str:
     """How many of the calls were done in so many milliseconds, a line a model."""
-    lines = [("integer engine", record), ("float32", record["baseline"])]
+    lines = [("integer engine", record), (twin(record), record["baseline"])]
     lines += [(other.get("name", "other"), other) for other in record.get("others", [])]
     with drawing(WIDTH, 3.4) as figure:
         axes = figure.add_subplot()

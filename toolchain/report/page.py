@@ -71,7 +71,11 @@ def section(found: Measured, prefix: str) -> dict[str, Any]:
             for place, record in enumerate(found.by_kind["ladder"])
         ],
         "bench": [timing(record, f"{prefix}-bench{place}") for place, record in enumerate(found.by_kind["bench"])],
-        "accuracy": found.by_kind["accuracy"],
+        "floating": summary.floating(found),
+        "accuracy": [
+            record | {"engine": summary.engine(record), "twin": summary.twin(record)}
+            for record in found.by_kind["accuracy"]
+        ],
         "made": summary.made(found),
         "files": manifest.files,
         "ignored": found.ignored,
@@ -125,7 +129,7 @@ def verdict(record: Json) -> str:
 
 def timing(record: Json, prefix: str) -> dict[str, Any]:
     """One bench record: its table, the distribution, the sensors, and every reason to doubt it."""
-    parts = [("integer engine", record), ("float32", record["baseline"])]
+    parts = [("integer engine", record), (summary.twin(record), record["baseline"])]
     parts += [(other.get("name", "other"), other) for other in record.get("others", [])]
     telemetry = record.get("telemetry") or {}
     return {

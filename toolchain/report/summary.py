@@ -10,6 +10,8 @@ from runtime.manifest import Layer
 from toolchain.layers import layer_steps
 from toolchain.report.gather import Json, Measured, command
 
+FLOAT = "float32"  # what a twin computes in unless its record says otherwise
+TIMED = ("bench", "accuracy")  # the kinds of records that have a float twin
 KINDS = ("qkv", "proj", "fc1", "fc2")
 DB_LOW, DB_HIGH = 10.0, 50.0  # decibels at the ends of the heat map's colours
 
@@ -81,15 +83,37 @@ def _latency(found: Measured) -> Iterator[Headline]:
     for record in found.by_kind["bench"]:
         mine, other = record["median_ms"], record["baseline"]["median_ms"]
         ratio = f"{other / mine:.2f}× as fast" if mine < other else f"{mine / other:.2f}× the time"
-        yield Headline(f"latency, median, {how(record)}", f"{mine:.3f} ms", f"{other:.3f} ms", ratio)
+        yield Headline(f"latency, median, {how(record)}", f"{mine:.3f} ms", f"{other:.3f} ms{_unlike(record)}", ratio)
     if not found.by_kind["bench"]:
         yield _missing(found, "latency", "bench")
 
 
 def how(record: Json) -> str:
-    """Backend, batch and threads of a bench record."""
+    """Backend with its options, batch and threads of a bench record."""
     count = record["threads"]
-    return f"{record['backend']}, batch {record['batch']}, {count} thread{'' if count == 1 else 's'}"
+    return f"{engine(record)}, batch {record['batch']}, {count} thread{'' if count == 1 else 's'}"
+
+
+def engine(record: Json) -> str:
+    """Backend of a bench or accuracy record, with the options that were set: another precision is another engine."""
+    given = (record.get("settings") or record).get("options") or {}
+    options = " ".join(f"{name}={value}" for name, value in sorted(given.items()) if name != "cache_dir")
+    return f"{record['backend']} {options}".rstrip()
+
+
+def twin(record: Json) -> str:
+    """What the float twin of a bench or accuracy record computed in."""
+    return str(record.get("baseline", {}).get("precision") or record.get("twin_precision") or FLOAT)
+
+
+def floating(found: Measured) -> str:
+    """What to call the float side of all records together: "float" where one of them is not float32, and says so."""
+    return FLOAT if all(twin(record) == FLOAT for kind in TIMED for record in found.by_kind[kind]) else "float"
+
+
+def _unlike(record: Json) -> str:
+    """Says what a twin computed in that is not float32."""
+    return "" if twin(record) == FLOAT else f" ({twin(record)})"
 
 
 def _accuracy(found: Measured) -> Iterator[Headline]:
@@ -97,8 +121,8 @@ def _accuracy(found: Measured) -> Iterator[Headline]:
     for record in records:
         lost = record["top1"] - record["baseline_top1"]
         note = f"{lost:+.2f} points (s.e. {record['stderr']:.2f})"
-        what = f"top-1 on {record['images']} pictures, {record['backend']}"
-        yield Headline(what, f"{record['top1']:.2f} %", f"{record['baseline_top1']:.2f} %", note)
+        what = f"top-1 on {record['images']} pictures, {engine(record)}"
+        yield Headline(what, f"{record['top1']:.2f} %", f"{record['baseline_top1']:.2f} %{_unlike(record)}", note)
     if not records and reported:
         lost = reported["engine_top1"] - reported["float_top1"]
         note = f"{lost:+.2f} points (s.e. {reported['stderr']:.2f})"
@@ -117,12 +141,20 @@ def _energy(found: Measured) -> Iterator[Headline]:
             mine, other = (1e3 * by[role]["joules_an_image"] for role in ("engine", "baseline"))
             ratio = f"{other / mine:.2f}× less" if 0 < mine < other else f"{mine / other:.2f}×" if other > 0 else ""
             rails = " + ".join(energy.get("rails", []))
-            yield Headline(f"energy an image over idle, {rails}", f"{mine:.2f} mJ", f"{other:.2f} mJ", ratio)
+            what = f"energy an image over idle, {rails}, {how(record)}"
+            yield Headline(what, f"{mine:.2f} mJ", f"{other:.2f} mJ{_unlike(record)}", ratio)
             measured = True
     if not measured and found.by_kind["bench"]:
-        yield Headline("energy an image", "–", "–", "no power sensor was found on the machine that was timed")
+        yield Headline("energy an image", "–", "–", _no_energy(found.by_kind["bench"]))
     elif not measured:
         yield _missing(found, "energy an image", "bench")
+
+
+def _no_energy(records: list[Json]) -> str:
+    samples = [sample for record in records for sample in (record.get("telemetry") or {}).get("samples", [])]
+    if any(sample.get("power_w") for sample in samples):
+        return "not measured: it was left out (--energy 0), or no sensor stands for the whole machine"
+    return "no power sensor was found on the machine that was timed"
 
 
 def _parity(found: Measured) -> Iterator[Headline]:
@@ -172,13 +204,13 @@ def heat_map(found: Measured) -> tuple[list[tuple[str, list[Cell]]], list[tuple[
 
 
 def points(all_found: list[Measured]) -> list[Point]:
-    """Every pair of a bench record and the accuracy on its backend (or the one at build), bundle by bundle."""
+    """Every pair of a bench record and the accuracy of its engine (or the one at build), bundle by bundle."""
     found = []
     for one in all_found:
-        top1 = {record["backend"]: record["top1"] for record in one.by_kind["accuracy"]}
+        top1 = {engine(record): record["top1"] for record in one.by_kind["accuracy"]}
         built = one.bundle.manifest.reported.get("engine_top1")
         for record in one.by_kind["bench"]:
-            value = top1.get(record["backend"], built)
+            value = top1.get(engine(record), built)
             if value is not None:
                 ms = record["median_ms"] / record["batch"]
                 found.append(Point(one.bundle.manifest.name, ms, value, how(record)))

@@ -26,6 +26,8 @@ def library(chosen: Library = "auto") -> TensorRT:
     for name in ("tensorrt", "tensorrt_rtx") if chosen == "auto" else (chosen,):
         try:
             trt = importlib.import_module(name)
+            if not hasattr(trt, "__version__"):
+                raise ImportError("only a folder of that name")
         except Exception as error:  # a missing libnvinfer is an ImportError or an OSError, a stub package anything
             reasons.append(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from rich.console import Console
 from runtime import bench, cli, machine
 from runtime.bench import contenders
 from runtime.bench.command import counts
+from runtime.bench.measure import measure
+from runtime.bench.repeat import pooled
 from runtime.bench.show import show
 from runtime.bundle import Bundle
 from runtime.telemetry import sampler
 from runtime.telemetry.reading import Reading
+from tests.conftest import REPO
 from tests.runtime.bench.fakes import Fake, OnDevice
 from tests.runtime.tiny import Spec, make_bundle
 
@@ -97,7 +102,43 @@ def test_processes_are_pooled(tiny_bundle: Path, tmp_path: Path, capfd: pytest.C
     assert len(found["raw_ms"]) == len(found["baseline"]["raw_ms"]) == 24
     assert found["speedup"] == pytest.approx(found["baseline"]["median_ms"] / found["median_ms"])
     assert found["rerun_spread"] >= 0 and found["settings"]["spin_wait"] == "off"
+    assert found["settings"]["options"] == {"spin_wait": "off"}
     assert "speedup by process" in capfd.readouterr().out
+
+
+def test_what_one_process_says_of_clocks_stands_in_the_pool(tiny_bundle: Path) -> None:
+    one = measure(Bundle.open(tiny_bundle), seconds=0.0, energy_s=0.0, bf16=False)
+    lines = ["clock cpu CPU fell from 4000 to 2000 MHz", "clocks were held down: nvml: software power cap"]
+    found = pooled([one, {**one, "warnings": lines}])["warnings"]
+    assert [line for line in found if line.startswith("clock")] == lines
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--warm-up", "--energy", "--sustained"])
+def test_no_time_is_endless(tiny_bundle: Path, option: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(bench.main, [str(tiny_bundle), option, "inf"]) == 2
+    assert option in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--batch", "1,2"]])
+def test_the_record_outlives_the_reader_of_what_is_printed(tiny_bundle: Path, tmp_path: Path, more: list[str]) -> None:
+    """``bench --json x.json | head -1``: the reader goes away after a line."""
+    out = tmp_path / "x.json"
+    words = [sys.executable, "-m", "runtime.bench", str(tiny_bundle), *FAST, *more, "--json", str(out)]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(words, cwd=REPO, stdout=write, stderr=subprocess.PIPE, text=True, timeout=100)
+    os.close(write)
+    assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
+    assert json.loads(out.read_text())["speedup"] > 0
+
+
+def test_an_encoding_without_the_ellipsis_costs_no_record(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    words = [sys.executable, "-m", "runtime.bench", str(tiny_bundle), *FAST, "--batch", "1,2", "--json", str(out)]
+    narrow = {**os.environ, "PYTHONIOENCODING": "iso-8859-1", "COLUMNS": "40"}
+    done = subprocess.run(words, cwd=REPO, env=narrow, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2026" in done.stdout and out.exists()
 
 
 def test_a_process_that_fails_is_told(tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +171,7 @@ def test_a_clock_that_falls_is_named(tiny_bundle: Path, monkeypatch: pytest.Monk
     assert found["telemetry"]["absent"] == ["no power rails: none"] and found["telemetry"]["energy"] == {}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+@pytest.mark.skipif(not machine.has_module("openvino"), reason="OpenVINO is not installed")
 def test_bf16_beside_it(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [str(tiny_bundle), "--seconds", "0", "--warm-up", "0", "--json", str(tmp_path / "bench.json")]
     monkeypatch.setattr(machine, "fast_bf16", lambda: True)
@@ -146,7 +187,7 @@ def test_why_there_is_no_bf16(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
     found = bench.measure(Bundle.open(tiny_bundle), bench.Plan(seconds=0, warm_up_s=0, energy_s=0))
     assert found["absent"] == [contenders.NO_BF16]
     monkeypatch.setattr(machine, "fast_bf16", lambda: True)
-    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine, "has_module", lambda name: False)
     assert contenders.bf16_absence("ort") == contenders.NO_OPENVINO
     assert contenders.bf16_absence("tensorrt") == ""
 

@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import REPO
 from tests.toolchain.report.pages import accuracy_record, bare_bundle, bench_record
 from toolchain.report.gather import Measured, gather
-from toolchain.report.summary import Cell, headline, heat_map, points
+from toolchain.report.page import timing
+from toolchain.report.summary import Cell, floating, headline, heat_map, points
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,38 @@ def test_energy_without_a_sensor_says_so(bare: Measured) -> None:
     del record["telemetry"]
     row = next(row for row in headline(having(bare, bench=[record])) if row.what.startswith("energy"))
     assert (row.integer, row.missing) == ("–", "") and "no power sensor" in row.ratio
+
+
+def test_energy_that_was_left_out_is_not_blamed_on_the_machine(bare: Measured) -> None:
+    record = bench_record()
+    record["telemetry"]["energy"] = {}
+    row = next(row for row in headline(having(bare, bench=[record])) if row.what.startswith("energy"))
+    assert "no power sensor" not in row.ratio and "--energy 0" in row.ratio
+
+
+def test_every_measurement_has_a_row_of_its_own(bare: Measured) -> None:
+    """Two bundles are compared by these texts: energy at batch 8 must not stand beside energy at batch 1."""
+    half = bench_record() | {"settings": {"options": {"precision": "bf16", "cache_dir": "/tmp/x"}}}
+    records = [bench_record(), bench_record() | {"batch": 8}, half]
+    top1 = [accuracy_record(), accuracy_record(79.0) | {"options": {"precision": "bf16"}}]
+    found = having(bare, bench=records, accuracy=top1)
+    rows = [row.what for row in headline(found)]
+    assert len(set(rows)) == len(rows)
+    for start in ("latency", "energy"):
+        assert sum(what.startswith(start) for what in rows) == 3
+    assert any("ort precision=bf16, batch 1" in what for what in rows) and not any("cache_dir" in what for what in rows)
+    assert [point.top1 for point in points([found])] == [80.0, 80.0, 79.0]
+
+
+def test_a_twin_in_float16_is_called_so(bare: Measured) -> None:
+    timed = bench_record()
+    timed["baseline"]["precision"] = "float16"
+    found = having(bare, bench=[timed], accuracy=[accuracy_record() | {"twin_precision": "float16"}])
+    rows = {row.what.split(",")[0].split(" on ")[0]: row.floating for row in headline(found)}
+    assert rows["latency"].endswith("ms (float16)") and rows["top-1"].endswith("% (float16)")
+    assert (floating(found), floating(having(bare, bench=[bench_record()]))) == ("float", "float32")
+    assert [name for name, _ in timing(timed, "x")["rows"]][:2] == ["integer engine", "float16"]
+    assert "float16, median" in timing(timed, "x")["figure"] and "float32" not in timing(timed, "x")["figure"]
 
 
 def test_failed_parity_is_not_hidden(bare: Measured) -> None:
