@@ -51,7 +51,11 @@ def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, cons
         command=job.command,
     )
     cost = {"images": images.cost, "calibrate": calibrated.cost, "lower": lowered.cost}
-    return _assemble(model, origin, job.targets, lowered.folder, out, evaluate_on, cost)
+    name = f"{job.loaded.spec.name}-{job.scheme}"
+    with filling(out, name, store.force) as partial:
+        _assemble(model, origin, job.targets, lowered.folder, partial, evaluate_on, cost)
+        _keep_measured(out / REPORTS, partial / REPORTS)
+    return Bundle.open(out)
 
 
 def _assemble(
@@ -59,26 +63,23 @@ def _assemble(
     origin: Origin,
     targets: list[str],
     lowered: Path,
-    out: Path,
+    folder: Path,
     evaluate_on: Path | None,
     cost: dict[str, Any],
-) -> Bundle:
-    """Copy the lowered files beside a manifest, measure, and give the whole its final name in one rename.
+) -> None:
+    """Copy the lowered files into ``folder`` beside a manifest, and measure.
 
     What the stages cost goes into ``cost.json``, which the manifest does not list: it differs from run to run.
     """
-    with filling(out) as partial:
-        ignore = shutil.ignore_patterns("stage.json")
-        shutil.copytree(lowered, partial, dirs_exist_ok=True, ignore=ignore, copy_function=shutil.copyfile)
-        partial.chmod(0o755)
-        manifest = make_manifest(model, origin, targets, partial)
-        write_manifest(partial, manifest)
-        atomic_write_json(partial / COST, cost)
-        if evaluate_on is not None:
-            reported = measure(Bundle.open(partial), model, evaluate_on, measured_backend(targets))
-            write_manifest(partial, manifest.model_copy(update={"reported": reported}))
-        _keep_measured(out / REPORTS, partial / REPORTS)
-    return Bundle.open(out)
+    ignore = shutil.ignore_patterns("stage.json")
+    shutil.copytree(lowered, folder, dirs_exist_ok=True, ignore=ignore, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    manifest = make_manifest(model, origin, targets, folder)
+    write_manifest(folder, manifest)
+    atomic_write_json(folder / COST, cost)
+    if evaluate_on is not None:
+        reported = measure(Bundle.open(folder), model, evaluate_on, measured_backend(targets))
+        write_manifest(folder, manifest.model_copy(update={"reported": reported}))
 
 
 def _keep_measured(held: Path, fresh: Path) -> None:

@@ -177,8 +177,8 @@ def main(
         _require_both_or_neither(method, calib_data)
         if prior:
             chosen = with_own_priors(chosen, prior)
-        require_carried(scheme, targets)
         options = _options(option, targets)
+        require_carried(scheme, targets, options)
         require_checkpoint(checkpoint)
         require_device(device)
         if eval_data is not None:
@@ -189,6 +189,7 @@ def main(
         check_out(path, f"{model}-{scheme}", force)
         # Not at the top: --help and every error above need not wait for torch, timm and onnx.
         from calib.models import load
+        from calib.quant.integer_only import require_integer_form
         from calib.quant.surgery import require_groups
         from toolchain.assemble import build, write_reports
         from toolchain.pipeline import Job
@@ -196,6 +197,8 @@ def main(
         where = device_of(device)
         loaded = load(model, checkpoint, seed)
         require_groups(loaded.module, scheme)
+        if scheme.integer:
+            require_integer_form(loaded.module)
         if eval_data is not None:
             load_folder(eval_data, Classes(tuple(loaded.spec.class_ids), tuple(loaded.spec.class_names)))
         again = _command(

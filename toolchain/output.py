@@ -11,17 +11,26 @@ from pathlib import Path
 from runtime.errors import IntvitError
 from runtime.files import write_error
 from runtime.manifest import MANIFEST, MANIFEST_DIGEST, Manifest
+from toolchain.locks import alone
 
 REPORT = "report.html"
 
 
 def check_out(out: Path, name: str, force: bool) -> None:
-    """Refuse an output path that holds something else than the bundle called ``name``.
+    """Refuse an output path that holds something else than the bundle called ``name``, or is being written.
 
     Raises:
-        IntvitError: a file, a folder that is no bundle, or (without ``force``) the bundle of something else.
+        IntvitError: a file, a folder that is no bundle, or (without ``force``) the bundle of something else; another
+            build of it is at work.
     """
-    _recover(out)
+    out = _meant(out)
+    if out.parent.is_dir():
+        with _reserved(out):
+            _recover(out)
+    _require_ours(out, name, force)
+
+
+def _require_ours(out: Path, name: str, force: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     hint = "choose another --out"
@@ -38,29 +47,45 @@ def check_out(out: Path, name: str, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def filling(out: Path) -> Iterator[Path]:
+def filling(out: Path, name: str, force: bool = False) -> Iterator[Path]:
     """A hidden folder beside ``out`` that becomes ``out`` when the block ends well, and is removed when it does not.
 
     A bundle that was there before is moved aside first and removed last, so that one of the two is always whole; what
-    a killed build left is put right by the next one.
+    a killed build left is put right by the next one. Where ``out`` is a link, what it points at is replaced.
 
     Raises:
-        IntvitError: the place cannot be written.
+        IntvitError: the place cannot be written, another build is writing it, or has put something else there since
+            :func:`check_out` looked.
     """
+    out = _meant(out)
     partial = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            os.replace(out, _aside(out))
-        os.replace(partial, out)
-        shutil.rmtree(_aside(out), ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _reserved(out):
+            try:
+                _recover(out)
+                _require_ours(out, name, force)
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                yield partial
+                if out.exists():
+                    os.replace(out, _aside(out))
+                os.replace(partial, out)
+                shutil.rmtree(_aside(out), ignore_errors=True)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                _recover(out)
     except OSError as error:
         raise write_error(out, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        _recover(out)
+
+
+def _meant(out: Path) -> Path:
+    """Where a link leads: folders are renamed to it and beside it, which would part a link from what it points at."""
+    return out.resolve() if out.is_symlink() else out
+
+
+def _reserved(out: Path) -> contextlib.AbstractContextManager[None]:
+    return alone(out.with_name(f".{out.name}.lock"), "another build is writing this bundle")
 
 
 def _aside(out: Path) -> Path:

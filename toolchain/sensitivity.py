@@ -48,10 +48,16 @@ def main(
         raise IntvitError("sensitivity reads no real images", where="--method", next="name a data-free method")
     require_checkpoint(checkpoint)
     from calib.models import load  # not above: --help and wrong options need not wait for torch
+    from calib.quant.integer_only import require_integer_form
+    from calib.quant.surgery import require_groups
     from calib.sensitivity import sensitivities
     from toolchain.pipeline import Job, images_stage, read_images, stepper
 
-    job = Job(load(model, checkpoint, seed), scheme, chosen, images, None, None, seed, "cpu", [])
+    loaded = load(model, checkpoint, seed)
+    require_groups(loaded.module, scheme)
+    if scheme.integer:
+        require_integer_form(loaded.module)
+    job = Job(loaded, scheme, chosen, images, None, None, seed, "cpu", [])
     pixels = read_images(images_stage(job, StageStore(cache or default_store())), job)
     with task(f"sensitivity ({scheme})", STEPS) as advance:
         found = sensitivities(job.loaded.module, scheme, pixels, seed, progress=stepper(advance, STEPS))

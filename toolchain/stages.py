@@ -7,23 +7,21 @@ A stage's result is a folder ``<store>/<name>-<key>`` that appears under that na
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from runtime.errors import IntvitError
 from runtime.files import json_text, sha256_file, write_error
 from toolchain.cost import Meter
+from toolchain.locks import alone
 
 RECORD = "stage.json"
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,9 +83,11 @@ class StageStore:
         key = hashlib.sha256(json_text({"stage": name, "inputs": inputs}).encode()).hexdigest()[:16]
         final = self.root / f"{name}-{key}"
         checkpoints = self.root / f".work-{name}-{key}"
+        if not self.force and _whole(final):  # nobody waits for a reader
+            return StageResult(final, key, True)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with _locked(self.root / f".lock-{name}-{key}"):
+            with alone(self.root / f".lock-{name}-{key}", "another process is building the same thing"):
                 if not self.force and _whole(final):
                     return StageResult(final, key, True)
                 shutil.rmtree(final, ignore_errors=True)
@@ -127,18 +127,3 @@ def _whole(folder: Path) -> bool:
         return bool(files) and all(sha256_file(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file: two builds of the same thing take turns; the lock dies with its process."""
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IntvitError(
-                "another process is building the same thing",
-                where=str(path),
-                next="wait for it to finish, or stop it; then run the same command again",
-            ) from None
-        yield

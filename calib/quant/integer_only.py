@@ -195,17 +195,14 @@ def exponent_of(unit: float) -> tuple[int, int]:
 IntPart = IntLayerNorm | ShiftGelu | IntAttention | IntMean
 
 
-def install(student: Network) -> None:
-    """Put integer modules in the place of LayerNorm, GELU, attention and Swin's mean, and a Rescale after each layer.
-
-    ``student`` is prepared, and still computes what it did.
+def require_integer_form(network: Network) -> None:
+    """Check that ``network`` (a timm ViT or Swin, prepared or not) can do without float.
 
     Raises:
-        IntvitError: the network averages over tokens outside Swin's head, or has more channels than the bounds allow.
+        IntvitError: it averages over tokens outside Swin's head, or has more channels than the bounds allow.
     """
-    norms = {name: part for name, part in student.named_modules() if isinstance(part, nn.LayerNorm)}
-    widest = max(norm.normalized_shape[0] for norm in norms.values())
-    pooled = not is_swin(student) and not reads_class_token(student)
+    widest = max(part.normalized_shape[0] for part in network.modules() if isinstance(part, nn.LayerNorm))
+    pooled = not is_swin(network) and not reads_class_token(network)
     if pooled or widest > integers.MOST_CHANNELS:
         raise IntvitError(
             "this network has no integer-only form",
@@ -213,6 +210,18 @@ def install(student: Network) -> None:
             why="its head averages over tokens" if pooled else f"LayerNorm over {widest} channels may overflow int64",
             next="leave out +int; +attn8 has both attention products in integers",
         )
+
+
+def install(student: Network) -> None:
+    """Put integer modules in the place of LayerNorm, GELU, attention and Swin's mean, and a Rescale after each layer.
+
+    ``student`` is prepared, and still computes what it did.
+
+    Raises:
+        IntvitError: see :func:`require_integer_form`.
+    """
+    require_integer_form(student)
+    norms = {name: part for name, part in student.named_modules() if isinstance(part, nn.LayerNorm)}
     for site in sites(student):
         layer = student.get_submodule(site.name)
         if site.kind != "head":

@@ -14,6 +14,7 @@ from torch import nn
 from calib.calibrated import CalibratedModel
 from calib.errors import IntvitError as CalibError
 from calib.models import ModelSpec
+from calib.quant.integer_only import require_integer_form
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.find import find
@@ -129,4 +130,7 @@ def test_a_head_that_averages_tokens_is_refused() -> None:
     module = vit(global_pool="avg")
     with pytest.raises(CalibError, match="no integer-only form") as caught:
         calibrated(module, spec_of(module), "w8a8+int")
+    with pytest.raises(CalibError, match="no integer-only form"):
+        require_integer_form(module)  # as a build asks, before it makes an image
+    require_integer_form(vit())
     assert "averages" in caught.value.why

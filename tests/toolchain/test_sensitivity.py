@@ -36,10 +36,12 @@ def test_a_place_for_the_figures_that_cannot_be_written_is_told_at_once(
         (["--bits", "w1a8"], "weights take 2 to 8 bits"),
         (["--method", "real"], "reads no real images"),
         (["--model", "no_such_model"], "no_such_model"),
+        (["--bits", "w4a16+g128"], "groups of 128 do not divide"),
     ],
 )
 def test_bad_input_is_refused(
     changed: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.invoke(main, [*DIGITS, *changed, "--cache", str(tmp_path)]) != 0
+    assert list(tmp_path.iterdir()) == [], "refused before an image is made"
     assert said in " ".join(capsys.readouterr().err.split())

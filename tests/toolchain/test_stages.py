@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from runtime.errors import IntvitError
 from tests.conftest import REPO
 from toolchain import stages
+from toolchain.locks import alone
 from toolchain.stages import StageResult, StageStore, code_digest, default_store
 
 CODE = ("work.py", "folder")
@@ -285,6 +286,12 @@ def test_a_second_process_is_told_to_wait_and_then_reuses(
     assert process.returncode == 0
     result = counting.run()
     assert (result.reused, (result.folder / "a.txt").read_text()) == (True, "whole")
+
+
+def test_whoever_only_reads_a_finished_stage_waits_for_nobody(counting: Counting) -> None:
+    made = counting.run()
+    with alone(counting.root / f".lock-stage-{made.key}", "another reader's moment"):
+        assert counting.run().reused
 
 
 def test_a_killed_process_holds_no_lock_and_leaves_nothing_for_long(

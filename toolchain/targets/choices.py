@@ -95,12 +95,14 @@ class TensorRtOptions:
         )
 
 
-def require_carried(scheme: Scheme, targets: list[str]) -> None:
+def require_carried(scheme: Scheme, targets: list[str], options: TensorRtOptions | None = None) -> None:
     """Refuse targets that cannot run ``scheme`` as it promises, before any work is done.
 
     Raises:
-        IntvitError: one of ``targets`` cannot carry ``scheme``.
+        IntvitError: one of ``targets`` cannot carry ``scheme``, or not with these ``options`` of tensorrt's.
     """
+    if options is not None:
+        _require_optional(scheme, options)
     refused = [target for target in targets if target not in INTEGER_ONLY]
     if scheme.integer and refused:
         raise IntvitError(
@@ -116,4 +118,24 @@ def require_carried(scheme: Scheme, targets: list[str]) -> None:
             where="--target tensorrt",
             why=f"it documents 4-bit weights in groups of 64 or 128, not {scheme.group}",
             next=f"--bits {replace(scheme, group=64)}, or {replace(scheme, group=None)}; or --target ort,openvino",
+        )
+
+
+def _require_optional(scheme: Scheme, options: TensorRtOptions) -> None:
+    """What the passes of :mod:`toolchain.targets.tensorrt` would find out of the graph, told before there is one."""
+    lacks = ""
+    if options.quantizers == "fp8" and scheme.float_activations:
+        lacks = "its activations stay float"
+    elif options.quantizers == "fp8" and scheme.act_bits < 8:
+        lacks = "activations of fewer than 8 bits have no FP8 form"
+    elif options.quantizers == "fp8" and scheme.residual_bits is not None:
+        lacks = "integers of the residual stream are moved first, and ONNX slices no FP8"
+    if lacks:
+        raise IntvitError(
+            f"{scheme} has no FP8 form", where="--option quantizers=fp8", why=lacks, next="build w8a8 or w4a8"
+        )
+    if options.kernels == "on" and scheme.float_activations:
+        why = "they multiply integers, and its activations stay float"
+        raise IntvitError(
+            f"no layer of {scheme} can run on the kernels", where="--option kernels=on", why=why, next="build w4a8"
         )
