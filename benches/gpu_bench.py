@@ -168,9 +168,11 @@ def figures(contender: Contender, timings: Sequence[Timing], batch: int, bare: S
 
 def seen(sampler: Sampler) -> dict[str, Any]:
     """Telemetry beside the runs: mean watts of every rail, lowest and highest clocks, highest temperatures."""
-    readings = [reading for _, reading in sampler.samples]
-    clocks = {name: [reading.clocks_mhz.get(name, 0.0) for reading in readings] for name in readings[0].clocks_mhz}
-    heat = {name: [reading.temperature_c.get(name, 0.0) for reading in readings] for name in readings[0].temperature_c}
+    clocks, heat = dict[str, list[float]](), dict[str, list[float]]()
+    for _, reading in sampler.samples:
+        for kept, values in ((clocks, reading.clocks_mhz), (heat, reading.temperature_c)):
+            for name, value in values.items():
+                kept.setdefault(name, []).append(value)
     record = sampler.record()
     return {
         "sources": record["sources"],

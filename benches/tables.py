@@ -264,7 +264,10 @@ def render(name: str, results: Path = RESULTS) -> str:
         raise IntvitError(f"no table is called {name!r}", where="benches/tables.py", next=f"known: {known}")
     record = read_result(RECORDS.get(table, table), results / machine)
     if record is None or not record.get("rows"):
-        return f"*{name}: {NOT_MEASURED} (`make bench`).*"
+        own = (
+            f"python -m benches.{RECORDS.get(table, table)} --device cuda" if table.startswith("gpu_") else "make bench"
+        )
+        return f"*{name}: {NOT_MEASURED} (`{own}`).*"
     return f"{caption(record)}\n\n{TABLES[table](record)}"
 
 

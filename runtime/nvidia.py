@@ -69,6 +69,30 @@ def no_gpu_reason(library: str = LIBRARY) -> str:
     return str(found["error"] or "the driver sees no device")
 
 
+def install_cuda_python(driver: str | None = None) -> str:
+    """The command that installs the cuda-python this machine's driver can serve: its major version is CUDA's.
+
+    ``driver``: the newest CUDA version it serves, as "12.6"; asked for when None, empty when unknown.
+    """
+    served = nvidia_driver()["driver"] if driver is None else driver
+    return f"pip install 'cuda-python=={served.partition('.')[0]}.*'" if served else "pip install cuda-python"
+
+
+def pci_bus_id(index: int = 0, library: str = LIBRARY) -> str:
+    """Where the GPU that CUDA numbers so sits, as "0000:3b:00.0"; empty where the driver does not tell.
+
+    NVML numbers GPUs otherwise, and knows no CUDA_VISIBLE_DEVICES.
+    """
+    try:
+        cuda = ctypes.CDLL(library)
+        handle, text = ctypes.c_int(0), ctypes.create_string_buffer(32)
+        codes = [int(cuda.cuInit(0)), int(cuda.cuDeviceGet(ctypes.byref(handle), index))]
+        codes.append(int(cuda.cuDeviceGetPCIBusId(text, len(text), handle)))
+    except (OSError, AttributeError):
+        return ""
+    return "" if any(codes) else text.value.decode("ascii", errors="replace")
+
+
 def require_device(index: int = 0, library: str = LIBRARY) -> GpuDevice:
     """The GPU of that number, from the driver alone.
 

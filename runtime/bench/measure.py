@@ -53,6 +53,11 @@ class Plan:
     energy_s: float = 3.0
     interval_s: float = 0.1
 
+    def gpu(self) -> int:
+        """CUDA's number of the GPU the engines run on; what no backend takes for one is refused by the backend."""
+        given = self.options.get("device", "0")
+        return int(given) if given.isdigit() else 0
+
     def setup(self) -> Setup:
         """How the contenders are opened."""
         threads = self.threads or machine.available_cores()
@@ -109,7 +114,10 @@ def measure(bundle: Bundle, plan: Plan | None = None, other: Bundle | None = Non
     """
     plan = replace(plan or Plan(), **changes)
     setup = plan.setup()
-    with opened(bundle, setup, bf16=plan.bf16, other=other) as (contenders, absent), open_sources() as sensors:
+    with (
+        opened(bundle, setup, bf16=plan.bf16, other=other) as (contenders, absent),
+        open_sources(gpu=plan.gpu()) as sensors,
+    ):
         watched_threads = witnesses(contenders)
         before = disturbance.read(watched_threads)
         with Sampler(sensors.sources, plan.interval_s) as sampler:

@@ -45,7 +45,8 @@ def toolkit(root: Path = Path("/")) -> dict[str, Any]:
         cuda = str(json.loads((root / "usr/local/cuda/version.json").read_text("utf-8"))["cuda"]["version"])
     except (OSError, ValueError, KeyError, TypeError):
         cuda = ""
-    module = re.search(r"Kernel Module\D*\s(\d+(?:\.\d+)+)", text_of(root / "proc/driver/nvidia/version"))
+    version = text_of(root / "proc/driver/nvidia/version")  # an open module names the architecture: "... for aarch64"
+    module = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", version)
     l4t = parse_l4t(text_of(root / "etc/nv_tegra_release"))
     return {
         "cuda": cuda,

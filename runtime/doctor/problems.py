@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.backends.ort import OLDEST
+from runtime.nvidia import install_cuda_python
 
 _LOW_MEMORY = 1 << 30
 _LOW_DISK = 1 << 30
@@ -80,7 +81,9 @@ def gpu_problems(driver: Mapping[str, Any], packages: Mapping[str, str], *, libr
         fix = "pip install 'intvit[tensorrt]'; on a Jetson: sudo apt install nvidia-jetpack"
         return [Problem("the GPU is not used", why, fix)]
     if driver["devices"] and not memory:
-        return [Problem("the GPU is not used", f"{why}, no pycuda or cuda-python", "pip install cuda-python")]
+        return [
+            Problem("the GPU is not used", f"{why}, no pycuda or cuda-python", install_cuda_python(driver["driver"]))
+        ]
     return []
 
 

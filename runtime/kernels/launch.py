@@ -18,6 +18,7 @@ from runtime.errors import IntvitError
 from runtime.kernels.build import UNITS, require_built
 from runtime.kernels.packing import padded
 from runtime.kernels.tiles import DEFAULT_SHARED, SMS, Bits, Output, Tile, choose, kernel_name, output_name
+from runtime.nvidia import install_cuda_python
 
 _TYPES = {"int8": "|i1", "uint8": "|u1", "float16": "<f2", "float32": "<f4", "int32": "<i4"}
 
@@ -32,7 +33,7 @@ def driver_module() -> Any:
         from cuda.bindings import driver
     except ImportError as error:
         raise IntvitError(
-            "the kernels cannot be launched", why="cuda-python is not installed", next="pip install cuda-python"
+            "the kernels cannot be launched", why="cuda-python is not installed", next=install_cuda_python()
         ) from error
     return driver
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import IntvitError
-from runtime.kernels.launch import Kernels
+from runtime.kernels.launch import Kernels, driver_module
 from runtime.kernels.nodes import ATTRIBUTES, INPUTS, LINEAR_I8, NAMESPACE
 from runtime.kernels.nodes import VERSION as NODES_VERSION
 from runtime.kernels.tiles import DEFAULT_SHARED, TILES, Bits
@@ -69,10 +69,12 @@ def plugin_class(trt: Any, kernels: Callable[[], Kernels]) -> type[Any]:
             return [out]
 
         def get_fields_to_serialize(self) -> Any:
-            kind = trt.PluginFieldType.INT32
-            names = ATTRIBUTES[self.plugin_name]
-            fields = [trt.PluginField(name, np.array([getattr(self, name)], np.int32), kind) for name in names]
-            return trt.PluginFieldCollection(fields)
+            # TensorRT keeps addresses of what it is given, in the collection too: all of it stays with the plugin.
+            names, kind = ATTRIBUTES[self.plugin_name], trt.PluginFieldType.INT32
+            self._values = [np.array([getattr(self, name)], np.int32) for name in names]
+            self._parts = [trt.PluginField(*part, kind) for part in zip(names, self._values, strict=True)]
+            self._fields = trt.PluginFieldCollection(self._parts)
+            return self._fields
 
         def configure_plugin(self, inputs: Any, outputs: Any) -> None:
             return None
@@ -157,8 +159,10 @@ def register(folder: Path, *, trt: Any = None) -> list[Any]:
         The creators. The registry does not keep them alive: hold them as long as engines are built or run.
 
     Raises:
-        IntvitError: no TensorRT here, or one without IPluginV3 (before 10.0), or it refuses a creator.
+        IntvitError: no TensorRT here, or one without IPluginV3 (before 10.0), or it refuses a creator; no cuda-python,
+            which launches the kernels.
     """
+    driver_module()  # inside a launch TensorRT would swallow what is missing
     if trt is None:
         try:
             trt = importlib.import_module("tensorrt")

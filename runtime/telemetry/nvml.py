@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from runtime.nvidia import pci_bus_id
 from runtime.telemetry.reading import Reading
 
 # GpuIdle (0x1) and ApplicationsClocksSetting (0x2) are not throttling: nothing runs, or somebody has set the clocks.
@@ -76,16 +77,23 @@ class Nvml:
             return
 
 
-def _handle(nvml: Any) -> Any:
-    """The first GPU that CUDA programs see: CUDA_VISIBLE_DEVICES lists indices or UUIDs."""
+def _handle(nvml: Any, index: int) -> Any:
+    """The GPU that CUDA programs call number ``index``.
+
+    By its place on the bus. Where the driver does not tell that, by what CUDA_VISIBLE_DEVICES names first, an index or
+    a UUID.
+    """
+    place = pci_bus_id(index)
+    if place:
+        return nvml.nvmlDeviceGetHandleByPciBusId(place)
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     if first and not first.lstrip("-").isdigit():
         return nvml.nvmlDeviceGetHandleByUUID(first)
     return nvml.nvmlDeviceGetHandleByIndex(max(0, int(first or 0)))
 
 
-def find() -> Nvml | str:
-    """The GPU's sensors, or why there are none."""
+def find(index: int = 0) -> Nvml | str:
+    """The sensors of the GPU that CUDA numbers so, or why there are none."""
     try:
         import pynvml
     except ImportError:
@@ -95,7 +103,7 @@ def find() -> Nvml | str:
     except pynvml.NVMLError as error:
         return f"no GPU telemetry: NVML does not start: {error}"
     try:
-        return Nvml(pynvml, _handle(pynvml))
+        return Nvml(pynvml, _handle(pynvml, index))
     except pynvml.NVMLError as error:
         pynvml.nvmlShutdown()
         return f"no GPU telemetry: NVML finds no device: {error}"

@@ -26,12 +26,12 @@ class Sensors:
 
 
 @contextlib.contextmanager
-def open_sources(finders: Sequence[Callable[[], Source | str]] | None = None) -> Iterator[Sensors]:
-    """Every source of :data:`FINDERS` that is there, closed at the end."""
+def open_sources(finders: Sequence[Callable[[], Source | str]] | None = None, *, gpu: int = 0) -> Iterator[Sensors]:
+    """Every source of :data:`FINDERS` that is there, closed at the end; ``gpu``: CUDA's number of the one to read."""
     with contextlib.ExitStack() as stack:
         sources, absent = list[Source](), list[str]()
         for find in FINDERS if finders is None else finders:
-            found = find()
+            found = nvml.find(gpu) if find is nvml.find else find()
             if isinstance(found, str):
                 absent.append(found)
             else:
@@ -115,7 +115,7 @@ def dropped(readings: Sequence[Reading]) -> dict[str, list[float]]:
     The last reading is taken when the run is over and clocks may have fallen already, so the one before it counts.
     """
     found = {}
-    for name in readings[0].clocks_mhz if readings else ():
+    for name in dict.fromkeys(name for reading in readings for name in reading.clocks_mhz):  # the first may lack some
         values = [reading.clocks_mhz[name] for reading in readings[:-1] if name in reading.clocks_mhz]
         if values and values[-1] < CLOCK_DROP * max(values):
             found[name] = [max(values), values[-1]]

@@ -80,6 +80,18 @@ def test_a_buffer_there_and_back(monkeypatch: pytest.MonkeyPatch, name: str) -> 
     assert world.broken == [] and world.memory == {} and world.streams == set()
 
 
+def test_a_gpus_context_outlives_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pycuda leaves a context pushed on the thread that gives the last reference up, and modules go with it."""
+    world = install(monkeypatch, "10.3", "pycuda")
+    for _ in range(3):
+        device = open_device(0)
+        with device.current():
+            device.allocate(8)
+        device.close()
+        del device
+    assert [call for call in world.log if "retain_primary_context" in str(call)] == ["retain_primary_context"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("cuda") is None, reason="cuda-python is not installed")
 def test_the_names_of_cuda_python_are_real() -> None:
     from cuda.bindings import runtime

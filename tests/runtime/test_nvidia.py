@@ -72,3 +72,39 @@ def test_a_driver_that_does_not_work(monkeypatch: pytest.MonkeyPatch, init: int,
     assert said in nvidia.no_gpu_reason()
     with pytest.raises(IntvitError, match="no NVIDIA GPU"):
         nvidia.require_device()
+
+
+@pytest.mark.parametrize(
+    ("driver", "command"),
+    [
+        ("12.6", "pip install 'cuda-python==12.*'"),
+        ("13.2", "pip install 'cuda-python==13.*'"),
+        ("", "pip install cuda-python"),
+    ],
+)
+def test_cuda_python_is_that_of_the_driver(driver: str, command: str) -> None:
+    """13 on a driver for CUDA 12, as JetPack 6 has, is cudaError 35."""
+    assert nvidia.install_cuda_python(driver) == command
+
+
+def test_where_a_gpu_sits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        code = 0
+
+        def cuInit(self, flags: int) -> int:
+            return 0
+
+        def cuDeviceGet(self, handle: Any, index: int) -> int:
+            handle._obj.value = 7 + index
+            return 0
+
+        def cuDeviceGetPCIBusId(self, text: Any, size: int, handle: Any) -> int:
+            text.value = f"0000:0{handle.value}:00.0".encode()
+            return self.code
+
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda _: Driver())
+    assert nvidia.pci_bus_id(1) == "0000:08:00.0"
+    monkeypatch.setattr(Driver, "code", 101)
+    assert nvidia.pci_bus_id(1) == ""
+    monkeypatch.undo()
+    assert nvidia.pci_bus_id(0, "no-such-library.so") == ""

@@ -88,3 +88,18 @@ def test_memory_is_told_from_other_failures() -> None:
     other = failure("it failed", Heard(["OutOfMemory", "cudaError 209"], []), 1, "w", "n")
     assert (other.what, other.why, other.next) == ("it failed", "cudaError 209", "n")
     assert build_error(Heard([], []), graph, [], "w").why == "it gives no reason"
+
+
+def test_what_was_heard_before_is_heard_again() -> None:
+    """The second call may fail of what the first did, also when hundreds of errors lie between."""
+    heard = Heard([], [])
+    for text in ("out of memory", "out of memory", *(f"error {i}" for i in range(500)), "out of memory"):
+        mark = heard.mark()
+        heard.error(text)
+        assert heard.since(mark) == text
+    mark = heard.mark()
+    assert heard.since(mark) == "" and len(heard.errors) == 200
+    for text in ("a", "b", "a"):
+        heard.error(text)
+        heard.warning(text)
+    assert heard.since(mark) == "a; b" and heard.warnings == ["a", "b"]

@@ -12,8 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from runtime.kernels import plugin_v3
+from runtime.kernels.nodes import LINEAR_F16, LINEAR_I8
 from tests.conftest import REPO
 from tests.toolchain.nets import serialized, tiny_canonical
 from toolchain.targets import tensorrt
@@ -65,3 +68,14 @@ def test_the_parser_finds_and_makes_the_plugin(tmp_path: Path) -> None:
     assert "Searching for plugin: linear_f16, plugin_version: 1, plugin_namespace: intvit" in done.stdout
     assert "Successfully created plugin: linear_f16" in done.stdout
     assert "parsed:" not in done.stdout and done.returncode < 0  # std::terminate, behind the plugin's creation
+
+
+@pytest.mark.parametrize(("name", "values"), [(LINEAR_F16, (4, 1)), (LINEAR_I8, (8, 1, 1))])
+def test_a_plugins_attributes_are_still_there_when_tensorrt_reads_them(name: str, values: tuple[int, ...]) -> None:
+    """TensorRT keeps addresses alone: arrays that are gone by then were read as whatever had taken their place."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'intvit[rtx]'")
+    made = plugin_v3.plugin_class(trt, lambda: None)(name, *values)
+    fields = made.get_fields_to_serialize()
+    junk = [np.array([1000 + i], np.int32) for i in range(1000)]
+    assert tuple(int(np.asarray(field.data)[0]) for field in fields) == values
+    assert len(junk) == 1000

@@ -1,4 +1,4 @@
-"""The GPU through cuda-python's runtime interface (``cuda.bindings``, 12.3 or later): the layer with graph capture."""
+"""The GPU through cuda-python's runtime interface (``cuda.bindings``, from 12.6.1 on): the layer with graph capture."""
 
 from __future__ import annotations
 

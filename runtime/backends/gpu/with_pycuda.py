@@ -12,8 +12,22 @@ import numpy.typing as npt
 from runtime.backends.gpu.device import Replay, closed, failed, out_of_memory
 from runtime.errors import IntvitError
 from runtime.machine import version_of
+from runtime.nvidia import install_cuda_python
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING in cuda.h
+_contexts: dict[int, tuple[Any, Any]] = {}  # by GPU: pycuda's driver module, its primary context
+
+
+def _retained(cuda: Any, index: int) -> Any:
+    """A GPU's primary context, kept for as long as the process lives.
+
+    When pycuda lets go of the last reference to one, it pushes it on the calling thread and does not pop it again
+    (``detach`` in pycuda's cuda.hpp), and modules that were loaded into it go with it.
+    """
+    known = _contexts.get(index)
+    if known is None or known[0] is not cuda:
+        _contexts[index] = known = (cuda, cuda.Device(index).retain_primary_context())
+    return known[1]
 
 
 class PycudaDevice:
@@ -33,7 +47,7 @@ class PycudaDevice:
         self.index, self.version = index, version_of("pycuda")
         try:
             cuda.init()
-            self._context: Any = cuda.Device(index).retain_primary_context()
+            self._context: Any = _retained(cuda, index)
         except cuda.Error as error:
             raise failed("cuInit", str(error)) from error
         self._buffers: dict[int, Any] = {}
@@ -130,7 +144,7 @@ class PycudaDevice:
             "pycuda cannot record CUDA graphs",
             where="--option cuda_graph=on",
             why="it has no interface to them",
-            next="pip install cuda-python and use --option cuda=cuda-python, or cuda_graph=off",
+            next=f"{install_cuda_python()} and use --option cuda=cuda-python, or cuda_graph=off",
         )
 
     def close(self) -> None:
@@ -140,4 +154,4 @@ class PycudaDevice:
         with self.current():
             for address in list(self._buffers):
                 self.free(address)
-        self._context = None  # the primary context is released with pycuda's last reference to it
+        self._context = None  # it stays retained: see _retained

@@ -20,18 +20,35 @@ _MEMORY = re.compile(r"out ?of ?memory|insufficient memory|requested amount of g
 
 @dataclass
 class Heard:
-    """What a logger heard, oldest first, each text once."""
+    """What a logger heard, oldest first: the last errors, and each warning once.
+
+    Attributes:
+        forgotten: how many errors went before those that are kept.
+    """
 
     errors: list[str]
     warnings: list[str]
+    forgotten: int = 0
+
+    def error(self, text: str) -> None:
+        """Keep an error, also one that was heard before: it may be why another call failed."""
+        self.errors.append(text)
+        self.forgotten += max(0, len(self.errors) - _KEPT)
+        del self.errors[:-_KEPT]
+
+    def warning(self, text: str) -> None:
+        """Keep a warning."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            del self.warnings[:-_KEPT]
 
     def mark(self) -> int:
-        """A place in ``errors``, for :meth:`since`."""
-        return len(self.errors)
+        """How many errors were heard so far, for :meth:`since`."""
+        return self.forgotten + len(self.errors)
 
     def since(self, mark: int = 0) -> str:
-        """The last errors heard after ``mark`` as one text."""
-        return "; ".join(self.errors[mark:][-_LINES:])
+        """The last errors heard after ``mark`` as one text, each once."""
+        return "; ".join(list(dict.fromkeys(self.errors[max(0, mark - self.forgotten) :]))[-_LINES:])
 
 
 def make_logger(trt: TensorRT) -> tuple[ILogger, Heard]:
@@ -44,12 +61,11 @@ def make_logger(trt: TensorRT) -> tuple[ILogger, Heard]:
             trt.ILogger.__init__(self)
 
         def log(self, level: Any, text: str) -> None:
-            kept = heard.errors if level in (severity.ERROR, severity.INTERNAL_ERROR) else heard.warnings
-            if level in (severity.ERROR, severity.INTERNAL_ERROR, severity.WARNING):
-                with lock:
-                    if text not in kept:
-                        kept.append(text)
-                        del kept[:-_KEPT]
+            with lock:
+                if level in (severity.ERROR, severity.INTERNAL_ERROR):
+                    heard.error(text)
+                elif level == severity.WARNING:
+                    heard.warning(text)
 
     return Log(), heard
 

@@ -81,3 +81,18 @@ def test_version_of_tensorrt(
 ) -> None:
     monkeypatch.setattr(machine, "version_of", lambda name: packages.get(name, ""))
     assert nvidia.tensorrt_version() == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  35.3.1  Release Build  (buildbrain)", "35.3.1"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  565.57.01  Release Build", "565.57.01"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 2024", "550.54.15"),
+        ("", ""),
+    ],
+)
+def test_the_kernel_modules_version(tmp_path: Path, line: str, version: str) -> None:
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").write_text(line + "\n")
+    assert nvidia.toolkit(tmp_path)["driver"] == version

@@ -42,7 +42,7 @@ def test_gpu_and_room() -> None:
     assert problems.gpu_problems(down, {}, **none) == problems.gpu_problems(up, {"tensorrt": "11.0"}, **whole) == []
     assert "pip install" in problems.gpu_problems(up, {}, **none)[0].fix
     (memory,) = problems.gpu_problems(up, {"tensorrt": "11.0"}, library="tensorrt", memory="")
-    assert memory.fix == "pip install cuda-python"
+    assert memory.fix == "pip install 'cuda-python==13.*'"
     assert [problem.what for problem in problems.room_problems(1 << 20, 1 << 20)] == [
         "little memory",
         "little disk space",

@@ -10,6 +10,7 @@ import pytest
 
 from runtime.telemetry import nvml
 from runtime.telemetry.reading import Reading
+from runtime.telemetry.sampler import open_sources
 
 
 class NVMLError(Exception):
@@ -34,6 +35,7 @@ def library(answers: dict[str, Any], devices: int = 1, starts: bool = True) -> M
 
     made.nvmlInit, made.nvmlShutdown = init, lambda: made.log.append("shutdown")
     made.nvmlDeviceGetHandleByIndex = made.nvmlDeviceGetHandleByUUID = handle
+    made.nvmlDeviceGetHandleByPciBusId = handle
 
     def answer(value: Any) -> Any:
         def ask(device: str, *arguments: Any) -> Any:
@@ -93,6 +95,17 @@ def test_which_gpu(monkeypatch: pytest.MonkeyPatch, visible: str, asked: Any) ->
     made: Any = library(FULL)
     opened(monkeypatch, made)
     assert made.log == [asked]
+
+
+def test_a_gpu_is_found_by_its_place_on_the_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML's numbers are not CUDA's."""
+    monkeypatch.setattr(nvml, "pci_bus_id", lambda index: f"0000:0{index}:00.0")
+    made: Any = library(FULL)
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    nvml.find(1)
+    with open_sources([nvml.find], gpu=2):
+        pass
+    assert made.log == ["0000:01:00.0", "0000:02:00.0", "shutdown"]
 
 
 def test_absence_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

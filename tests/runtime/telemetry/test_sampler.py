@@ -67,6 +67,12 @@ def test_without_sources_there_is_no_thread() -> None:
     assert sampler.record()["samples"] == [] and dropped([]) == {}
 
 
+def test_a_clock_that_the_first_reading_lacks_may_have_fallen() -> None:
+    """tegrastats has said nothing yet when a run begins."""
+    readings = [Reading(), *(Reading(clocks_mhz={"GR3D": value}) for value in (1300.0, 600.0)), Reading()]
+    assert dropped([*readings[:3], Reading(clocks_mhz={"GR3D": 600.0})]) == {"GR3D": [1300.0, 600.0]}
+
+
 def test_mean_power() -> None:
     samples = [
         (0.0, Reading(power_w={"a": 2.0}, energy_j={"b": 100.0})),
