@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from runtime import cli
 from runtime.bundle import Bundle
@@ -66,7 +67,7 @@ def _show(found: Sequence[Finding], path: Path, target: str, console: Console) -
     for finding in found:
         groups.setdefault(finding.rule, []).append(finding)
     if groups:
-        table = Table(title=f"{path} on {target}", show_lines=True)
+        table = Table(title=Text(f"{path} on {target}"), show_lines=True)
         for column in ("rule", "nodes", "what", "why, and what to do"):
             table.add_column(column, overflow="fold")
         for rule, members in groups.items():
@@ -75,16 +76,11 @@ def _show(found: Sequence[Finding], path: Path, target: str, console: Console) -
             lines = [f"{member.node}: {member.what}" for member in members[:SHOWN]]
             what = "\n".join([*lines, f"and {more} more"] if more > 0 else lines)
             style = "red" if first.severity == "error" else "yellow"
-            table.add_row(
-                f"{rule}\n[{style}]{first.severity}[/]", str(len(members)), _plain(what), f"{first.why}\n→ {first.next}"
-            )
+            what_and_why = (Text(what), Text(f"{first.why}\n→ {first.next}"))  # neither they nor a path are markup
+            table.add_row(f"{rule}\n[{style}]{first.severity}[/]", str(len(members)), *what_and_why)
         console.print(table)
     errors = sum(finding.severity == "error" for finding in found)
     console.print(f"{path} on {target}: {errors} errors, {len(found) - errors} warnings", markup=False, soft_wrap=True)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def main(

@@ -21,9 +21,9 @@ def read(path: Path) -> ir.Model:
     """An ONNX file as the rules want it: functions inlined, Constant nodes as initializers, shapes inferred.
 
     Raises:
-        IntvitError: there is no such file, it is not ONNX, it holds no graph, a tensor's bytes are missing or lie
-            outside the model's folder, a node reads a tensor that nothing makes or is of a domain for which the model
-            declares no opset, or a function cannot be put in its place.
+        IntvitError: there is no such file, it is not ONNX, it holds no graph, a tensor's bytes are missing, lie outside
+            the model's folder or are stored sparse, a node reads a tensor that nothing makes or is of a domain for
+            which the model declares no opset, a function cannot be put in its place, or a node depends on itself.
     """
     if not path.is_file():
         raise IntvitError("there is no such model", where=str(path), next="give an .onnx file or a bundle's directory")
@@ -32,6 +32,7 @@ def read(path: Path) -> ir.Model:
         _check_whole(model, path)
         if model.functions:
             _inline(model, path)
+        _sort(model, path)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     return model
@@ -62,6 +63,13 @@ def _inline(model: ir.Model, path: Path) -> None:
         ) from error
 
 
+def _sort(model: ir.Model, path: Path) -> None:
+    try:
+        model.graph.sort()  # stable: nothing moves where the nodes are in ONNX's order
+    except ValueError as error:
+        raise IntvitError("the nodes of the model form a circle", where=str(path), next=_READ_HINT) from error
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     log = logging.getLogger("onnx_ir")
@@ -74,15 +82,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_whole(model: ir.Model, path: Path) -> None:
-    for name, stored in model.graph.initializers.items():
-        try:
-            array = stored.const_value.numpy() if stored.const_value is not None else None
-        except Exception as error:  # a missing file, too few bytes, an unknown type: each reader has its own
-            raise IntvitError(
-                "a tensor of the model cannot be read", where=f"{path}: {name}", why=str(error), next=_READ_HINT
-            ) from error
-        if array is None:
-            raise IntvitError("a tensor of the model has no values", where=f"{path}: {name}", next=_READ_HINT)
+    for graph in model.graphs():
+        _check_stored(graph, path)
     opset = model.opset_imports.get("", onnx.defs.onnx_opset_version())
     domains = {_alias(domain) for domain in model.opset_imports}
     for node in model.graph.all_nodes():
@@ -95,12 +96,35 @@ def _check_whole(model: ir.Model, path: Path) -> None:
         for value in node.inputs:
             if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
                 continue
+            if value.name in _sparse(path):
+                raise IntvitError(
+                    "a tensor of the model is stored sparse, which is not read",
+                    where=f"{path}: {value.name}",
+                    next="store it dense, as an initializer of the graph",
+                )
             raise IntvitError(
                 "a node reads a tensor that nothing makes",
                 where=f"{path}: {node.name or node.op_type}",
                 why=f"{value.name!r} is no input, no initializer and no node's output",
                 next=_READ_HINT,
             )
+
+
+def _check_stored(graph: ir.Graph, path: Path) -> None:
+    for name, stored in graph.initializers.items():
+        try:
+            array = stored.const_value.numpy() if stored.const_value is not None else None
+        except Exception as error:  # a missing file, too few bytes, an unknown type: each reader has its own
+            raise IntvitError(
+                "a tensor of the model cannot be read", where=f"{path}: {name}", why=str(error), next=_READ_HINT
+            ) from error
+        if array is None:
+            raise IntvitError("a tensor of the model has no values", where=f"{path}: {name}", next=_READ_HINT)
+
+
+def _sparse(path: Path) -> set[str]:
+    """The names of the graph's sparse initializers, which onnx-ir drops."""
+    return {tensor.values.name for tensor in onnx.load(path, load_external_data=False).graph.sparse_initializer}
 
 
 def _alias(domain: str) -> str:

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from toolchain.rules.graph import DEQUANTIZE, QUANTIZE, given, nodes, producer, products, readers, weights
+from toolchain.rules.graph import (
+    DEQUANTIZE,
+    QUANTIZE,
+    foldable,
+    given,
+    nodes,
+    producer,
+    products,
+    readers,
+    vector,
+    weights,
+)
 from toolchain.rules.rule import Hit, error, rule
 
 
@@ -32,15 +43,17 @@ def bias_int32(model: ir.Model) -> Iterator[Hit]:
     ort=error(
         "MatMulAddFusion makes a float Gemm of the layer before the quantizers are looked at: DeiT-S takes 118 to 122 "
         "ms against 27.0 with (1, 1, N), and from ONNX Runtime 1.27 on a signed opset-21 graph does not load "
-        "(1.31.1; with a fixed batch size)"
+        "(1.31.1); with a dynamic batch size an input of three dimensions stays integer"
     ),
 )
 def bias_shape(model: ir.Model) -> Iterator[Hit]:
-    """An Add of (N,) or (1, N) that alone reads a product with a stored weight."""
+    """An Add of (N,) or (1, N) that alone reads a product with a stored weight and a left factor it can make 2-D."""
     for product, _, _ in weights(model):
         if product.node.op_type != "MatMul" or not product.integer:
             continue
-        users = readers(product.node)
+        rows, users = product.left.value.shape, readers(product.node)
+        if rows is None or (len(rows) > 2 and not rows.is_static()):
+            continue  # a float Gemm needs a Reshape to two dimensions of known sizes
         if len(users) != 1 or users[0].op_type != "Add":
             continue
         other = next((value for value in users[0].inputs if value is not product.node.outputs[0]), None)
@@ -68,6 +81,23 @@ def gemm_bias(model: ir.Model) -> Iterator[Hit]:
         users = readers(product.node)
         if (source is None or source.dtype != ir.DataType.INT32) and [user.op_type for user in users] != [QUANTIZE]:
             yield Hit(product.node, f"its bias {bias.name} is float")
+
+
+@rule(
+    "quantized-constant",
+    "a float constant that the graph quantizes and adds to, or multiplies with, quantized activations",
+    next="leave the constant in float, or store its integers (quantize_static: AddQDQPairToWeight writes this form)",
+    openvino=error("compiling fails: 'CALLBACK HAS THROWN: Check 'index < m_inputs.size()'' (OpenVINO 2026.4.1)"),
+)
+def quantized_constant(model: ir.Model) -> Iterator[Hit]:
+    """An Add or Mul of a computed tensor and a float constant of several elements, both quantized."""
+    for node in nodes(model, "Add", "Mul"):
+        pairs = [producer(value, DEQUANTIZE) for value in node.inputs]
+        makers = [producer(pair.inputs[0], QUANTIZE) for pair in pairs if pair is not None]
+        quantized = [maker for maker in makers if maker is not None]
+        constants = [maker for maker in quantized if foldable(maker.inputs[0]) and vector(maker.inputs[0])]
+        if len(quantized) == 2 and len(constants) == 1:
+            yield Hit(constants[0], f"it quantizes a constant, which {node.op_type} takes beside activations")
 
 
 def _text(shape: ir.Shape) -> str:

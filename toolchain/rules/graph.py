@@ -49,6 +49,19 @@ def foldable(value: ir.Value | None, depth: int = _DEPTH) -> bool:
     return node is not None and bool(node.inputs) and all(foldable(v, depth - 1) for v in node.inputs if v is not None)
 
 
+def stored(value: ir.Value | None, depth: int = _DEPTH) -> np.ndarray | None:
+    """The array ``value`` holds, through Identity and Cast as exporters write constants; None where it is computed."""
+    held = constant(value)
+    node = producer(value, "Identity", "Cast")
+    if held is not None or node is None or value is None or depth == 0:
+        return held
+    source = stored(node.inputs[0], depth - 1)
+    if source is None or node.op_type == "Identity":
+        return source
+    with np.errstate(invalid="ignore"):
+        return None if value.dtype is None else source.astype(value.dtype.numpy())
+
+
 def vector(value: ir.Value | None) -> bool:
     """Whether ``value`` has more than one element, as far as the graph tells."""
     if value is None or value.shape is None:
@@ -77,10 +90,8 @@ def block_size(dequantize: ir.Node) -> int:
 
 
 def integers(dequantize: ir.Node) -> np.ndarray | None:
-    """The stored integers behind a DequantizeLinear, through a Cast; None where they are not stored."""
-    source = dequantize.inputs[0]
-    cast = producer(source, "Cast")
-    return constant(cast.inputs[0] if cast is not None else source)
+    """The stored integers that a DequantizeLinear reads, through a Cast; None where they are not stored."""
+    return stored(dequantize.inputs[0])
 
 
 @dataclass(frozen=True)

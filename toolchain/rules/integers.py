@@ -1,4 +1,4 @@
-"""Rules on integer types and zero points."""
+"""Rules on integer types."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from toolchain.rules.graph import (
     integer_type,
     integers,
     nodes,
-    producer,
-    products,
+    stored,
     weights,
 )
 from toolchain.rules.rule import Hit, error, rule, warning
@@ -27,20 +26,6 @@ from toolchain.rules.rule import Hit, error, rule, warning
 _SIXTEEN = (ir.DataType.INT16, ir.DataType.UINT16)
 # What TensorRT-RTX 1.7.1 lets read an INT4 tensor, in the words of its own refusal; shuffles are Reshape and the like.
 _READS_INT4 = (DEQUANTIZE, "Concat", "Shape", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
-
-
-@rule(
-    "zero-point",
-    "a zero point other than 0",
-    next="quantize symmetrically; fold a shift into the layer's bias instead (docs/numerics.md)",
-    tensorrt=error("the parser refuses the graph: 'Non-zero zero point is not supported' (TensorRT-RTX 1.7.1)"),
-)
-def zero_point(model: ir.Model) -> Iterator[Hit]:
-    """A stored zero point with an element other than 0."""
-    for node in nodes(model, QUANTIZE, DEQUANTIZE):
-        zero = constant(given(node, 2))
-        if zero is not None and np.any(zero.astype(np.float32) != 0):
-            yield Hit(node, f"its zero point is {_some(zero)}")
 
 
 @rule(
@@ -55,51 +40,12 @@ def zero_point(model: ir.Model) -> Iterator[Hit]:
 def uint8(model: ir.Model) -> Iterator[Hit]:
     """UINT8 with zero point 0, stored or implied; any other zero point is the finding of ``zero-point``."""
     for node in nodes(model, QUANTIZE, DEQUANTIZE):
-        zero = constant(given(node, 2))
-        stored = node.op_type == DEQUANTIZE and foldable(node.inputs[0])
-        if node.op_type == DEQUANTIZE and not stored:
+        if node.op_type == DEQUANTIZE and not foldable(node.inputs[0]):
             continue  # its QuantizeLinear is the finding
+        zero = stored(given(node, 2))
         if integer_type(node) == ir.DataType.UINT8 and (zero is None or not np.any(zero)):
-            implied = zero is None and node.op_type == QUANTIZE
+            implied = given(node, 2) is None and node.op_type == QUANTIZE
             yield Hit(node, "it has no zero point, so ONNX makes it UINT8" if implied else "it is UINT8")
-
-
-@rule(
-    "weight-zero-point",
-    "weights that are unsigned or have a zero point",
-    next="store weights as INT8 or INT4 with zero point 0",
-    openvino=error("a float32 kernel ran the layer (brgemm_avx512_f32 instead of _i8; OpenVINO 2026.4.1, CPU)"),
-)
-def weight_zero_point(model: ir.Model) -> Iterator[Hit]:
-    """The weight of an integer product, UINT8 or with a zero point other than 0."""
-    for product, _, dequantize in weights(model):
-        zero = constant(given(dequantize, 2))
-        if not product.integer:
-            continue
-        if zero is not None and np.any(zero.astype(np.float32) != 0):
-            yield Hit(dequantize, f"its zero point is {_some(zero)}")
-        elif integer_type(dequantize) == ir.DataType.UINT8:
-            yield Hit(dequantize, "the weights are UINT8")
-
-
-@rule(
-    "zero-point-missing",
-    "a signed quantizer, or a Gemm's weight, without a zero point input",
-    next="give the node a zero point of 0 as its third input",
-    ort=error("the layer stays a float MatMul or Gemm behind DequantizeLinear (ONNX Runtime 1.31.1)"),
-)
-def zero_point_missing(model: ir.Model) -> Iterator[Hit]:
-    """INT8 by ``output_dtype`` alone in front of a product; a Gemm's weight without its third input."""
-    for product in products(model):
-        if not product.integer:
-            continue
-        for side in (product.left, product.right):
-            quantize = producer(side.dequantize.inputs[0], QUANTIZE) if side.dequantize is not None else None
-            if quantize is not None and given(quantize, 2) is None and integer_type(quantize) == ir.DataType.INT8:
-                yield Hit(quantize, "its type comes from output_dtype alone")
-    for product, _, dequantize in weights(model):
-        if product.node.op_type == "Gemm" and product.integer and given(dequantize, 2) is None:
-            yield Hit(dequantize, "the weight of a Gemm has no zero point input")
 
 
 @rule(
@@ -129,6 +75,23 @@ def uint4(model: ir.Model) -> Iterator[Hit]:
     for node in nodes(model, DEQUANTIZE):
         if node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.UINT4:
             yield Hit(node, f"{node.inputs[0].name} is UINT4")
+
+
+@rule(
+    "integer-scalar",
+    "stored signed integers without a dimension that are dequantized",
+    next="store the integer with the shape (1,)",
+    tensorrt=error(
+        "the build fails: 'Quantized constant is only allowed before DQ', though nothing else reads it; of INT4: "
+        "'Sub-byte quantization with odd tensor volume' (TensorRT-RTX 1.7.1)"
+    ),
+)
+def integer_scalar(model: ir.Model) -> Iterator[Hit]:
+    """A DequantizeLinear of an INT8 or INT4 initializer of no dimension."""
+    for node in nodes(model, DEQUANTIZE):
+        values, kind = constant(node.inputs[0]), integer_type(node)
+        if values is not None and values.ndim == 0 and kind in (ir.DataType.INT8, ir.DataType.INT4):
+            yield Hit(node, f"it reads one {kind.name} of no dimension")
 
 
 @rule(
@@ -188,8 +151,3 @@ def weight_minus_128(model: ir.Model) -> Iterator[Hit]:
         values = integers(dequantize)
         if values is not None and values.dtype == np.int8 and values.size and values.min() == -128:
             yield Hit(dequantize, f"{int((values == -128).sum())} of {values.size} weights are -128")
-
-
-def _some(zero: np.ndarray) -> str:
-    values = sorted({int(value) for value in zero.reshape(-1)})
-    return str(values[0]) if len(values) == 1 else f"between {values[0]} and {values[-1]}"

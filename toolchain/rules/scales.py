@@ -19,6 +19,8 @@ from toolchain.rules.graph import (
     integer_type,
     integers,
     nodes,
+    products,
+    stored,
     vector,
     weights,
 )
@@ -53,6 +55,19 @@ def scale_dtype(model: ir.Model) -> Iterator[Hit]:
 
 
 @rule(
+    "scale-half",
+    "FLOAT16 scales of a quantized product",
+    next="build the graph in float32 where ONNX Runtime shall run it on a CPU",
+    ort=error("no integer kernel has them: the layer stays a float MatMul between Casts (ONNX Runtime 1.32.0)"),
+)
+def scale_half(model: ir.Model) -> Iterator[Hit]:
+    """A product of two factors that are dequantized to FLOAT16."""
+    for product in products(model):
+        if product.integer and product.left.value.dtype == ir.DataType.FLOAT16:
+            yield Hit(product.node, "its factors are dequantized to FLOAT16")
+
+
+@rule(
     "scale-constant",
     "scales that are computed while the model runs",
     next="calibrate, and store the scale as an initializer",
@@ -72,17 +87,35 @@ def scale_constant(model: ir.Model) -> Iterator[Hit]:
 
 @rule(
     "scale-positive",
-    "scales that are zero or negative",
-    next="raise a zero scale to a small positive one; move a negative sign into the integers",
+    "activation scales that are zero or negative",
+    next="raise a zero scale to a small positive one; move a negative sign into the weights",
     openvino=error("with a negative activation scale the output was wrong by twice its size (OpenVINO 2026.4.1)"),
-    tensorrt=error("the parser refuses the graph: 'Scale coefficients must all be positive' (TensorRT-RTX 1.7.1)"),
+    tensorrt=error(
+        "the parser refuses the graph: 'Scale coefficients must all be positive'; behind an Identity it does not see "
+        "them (TensorRT-RTX 1.7.1)"
+    ),
 )
 def scale_positive(model: ir.Model) -> Iterator[Hit]:
-    """A stored scale with an element that is not above 0."""
+    """A stored scale of a computed tensor with an element that is not above 0."""
     for node in nodes(model, QUANTIZE, DEQUANTIZE):
-        scale = constant(given(node, 1))
-        if scale is not None and scale.size and not np.all(scale.astype(np.float32) > 0):
-            yield Hit(node, f"its smallest scale is {float(scale.astype(np.float32).min()):g}")
+        if not foldable(node.inputs[0]):
+            yield from _not_positive(node, stored(given(node, 1)))
+
+
+@rule(
+    "weight-scale-positive",
+    "scales of stored integers that are zero or negative, other than 4-bit ones",
+    next="raise a zero scale to a small positive one; move a negative sign into the integers",
+    tensorrt=error(
+        "the parser refuses the graph: 'Scale coefficients must all be positive'; of 4-bit integers it takes such "
+        "scales, which ONNX Runtime's MatMulNBitsQuantizer writes (TensorRT-RTX 1.7.1)"
+    ),
+)
+def weight_scale_positive(model: ir.Model) -> Iterator[Hit]:
+    """A stored scale of 8-bit weights with an element that is not above 0."""
+    for node in nodes(model, QUANTIZE, DEQUANTIZE):
+        if foldable(node.inputs[0]) and integer_type(node) not in FOUR_BITS:
+            yield from _not_positive(node, constant(given(node, 1)))
 
 
 @rule(
@@ -172,6 +205,11 @@ def block_short(model: ir.Model) -> Iterator[Hit]:
             continue
         if values.shape[axis] % size:
             yield Hit(dequantize, f"blocks of {size} in {values.shape[axis]} weights")
+
+
+def _not_positive(node: ir.Node, scale: np.ndarray | None) -> Iterator[Hit]:
+    if scale is not None and scale.size and not np.all(scale.astype(np.float32) > 0):
+        yield Hit(node, f"its smallest scale is {float(scale.astype(np.float32).min()):g}")
 
 
 def _dtype(value: ir.Value | None) -> ir.DataType | None:

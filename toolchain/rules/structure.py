@@ -6,10 +6,10 @@ from collections.abc import Hashable, Iterator
 
 import onnx_ir as ir
 
-from toolchain.passes.match import constant
 from toolchain.rules.graph import (
     DEQUANTIZE,
     LAYOUT,
+    PRODUCTS,
     QUANTIZE,
     foldable,
     given,
@@ -17,9 +17,11 @@ from toolchain.rules.graph import (
     nodes,
     producer,
     readers,
+    stored,
 )
 from toolchain.rules.rule import Hit, error, rule, warning
 
+_MOVED_PAST = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "MaxPool")
 _BEFORE_SOFTMAX = (*LAYOUT, "Add", "Mul", "Div", "Where")
 
 
@@ -34,21 +36,48 @@ _BEFORE_SOFTMAX = (*LAYOUT, "Add", "Mul", "Div", "Where")
     ),
 )
 def shared_quantizer(model: ir.Model) -> Iterator[Hit]:
-    """An INT8 QuantizeLinear that reaches more than one reader, one of them a product, or repeats another one."""
+    """An INT8 QuantizeLinear of more than one reader, one of them a product, or equal to another one.
+
+    An output of the model is a reader too.
+    """
     seen: dict[Hashable, ir.Node] = {}
     for node in nodes(model, QUANTIZE):
         if integer_type(node) != ir.DataType.INT8 or foldable(node.inputs[0]):
             continue
-        dequantizers = readers(node)
-        behind = [user for reader in dequantizers if reader.op_type == DEQUANTIZE for user in readers(reader)]
-        if not any(user.op_type in ("MatMul", "Gemm") for user in behind):
+        around = readers(node)
+        dequantizers = [reader for reader in around if reader.op_type == DEQUANTIZE]
+        behind = [user for reader in dequantizers for user in readers(reader)]
+        if not any(user.op_type in PRODUCTS for user in behind):
             continue
-        if len(dequantizers) > 1 or len(behind) > 1:
-            count = max(len(dequantizers), len(behind))
+        outputs = sum(maker.outputs[0].is_graph_output() for maker in (node, *dequantizers))
+        count = max(len(around), len(behind)) + outputs
+        if count > 1:
             yield Hit(node, f"its output feeds more than one layer: {count} readers")
         same = seen.setdefault(_identity(node), node)
         if same is not node:
             yield Hit(node, f"it equals {same.name or same.outputs[0].name}")
+
+
+@rule(
+    "moved-quantizer",
+    "a signed quantizer in front of a Transpose, Reshape, Squeeze, Unsqueeze, Slice or MaxPool, from opset 21 on",
+    next="put that node in front of the QuantizeLinear, quantize behind it too, or export opset 20",
+    ort=error(
+        "the model does not load: a copy of the quantizer is put behind the node, which is then made unsigned without "
+        "its output_dtype: 'output_dtype INT8 does not match y_zero_point type UINT8' (ONNX Runtime 1.32.0)"
+    ),
+)
+def moved_quantizer(model: ir.Model) -> Iterator[Hit]:
+    """An INT8 QuantizeLinear with a zero point whose dequantized output is moved, and not quantized again."""
+    if model.opset_imports.get("", 0) < 21:
+        return
+    for node in nodes(model, QUANTIZE):
+        if node.domain or integer_type(node) != ir.DataType.INT8 or given(node, 2) is None or foldable(node.inputs[0]):
+            continue
+        dequantizers = [reader for reader in readers(node) if reader.op_type == DEQUANTIZE]
+        mover = next((user for reader in dequantizers for user in _movers(reader)), None)
+        if mover is not None:
+            yield Hit(node, f"{mover.op_type} reads what it quantizes")
 
 
 @rule(
@@ -111,6 +140,21 @@ def decomposed_gelu(model: ir.Model) -> Iterator[Hit]:
             yield Hit(node, f"{node.op_type}, Add and Mul in place of one Gelu")
 
 
+def _movers(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes behind a DequantizeLinear past which ONNX Runtime moves it: it stops where a quantizer follows."""
+    for user in readers(node):
+        if user.op_type == "Identity":
+            yield from _movers(user)
+        elif user.op_type in _MOVED_PAST and not _quantized_again(user):
+            yield user
+
+
+def _quantized_again(node: ir.Node) -> bool:
+    return any(
+        user.op_type == QUANTIZE or (user.op_type in _MOVED_PAST and _quantized_again(user)) for user in readers(node)
+    )
+
+
 def _onward(node: ir.Node) -> list[ir.Node]:
     """Who reads the output, quantizers looked through."""
     found = []
@@ -123,7 +167,7 @@ def _identity(quantize: ir.Node) -> Hashable:
     """What ONNX Runtime compares: attributes, tensors by name, but a scale of one element by its value."""
     attributes = tuple(sorted((name, str(value.value)) for name, value in quantize.attributes.items()))
     value, scale, *rest = quantize.inputs
-    number = constant(scale)
+    number = stored(scale)
     return (
         id(value),
         float(number.item()) if number is not None and number.size == 1 else id(scale),

@@ -58,8 +58,8 @@ def feeds(model: ir.Model) -> dict[str, np.ndarray]:
     for value in model.graph.inputs:
         assert value.name is not None and value.shape is not None and value.dtype is not None
         shape = [size if isinstance(size, int) else 4 for size in value.shape]
-        drawn = generator.standard_normal(shape)
-        found[value.name] = (drawn if value.name == "x" else np.abs(drawn)).astype(value.dtype.numpy())
+        drawn = np.asarray(generator.standard_normal(shape))
+        found[value.name] = np.asarray(drawn if value.name == "x" else np.abs(drawn)).astype(value.dtype.numpy())
     return found
 
 

@@ -1,11 +1,12 @@
-"""Integer types and zero points: each fault planted, found, and held against the engines."""
+"""Integer types: each fault planted, found, and held against the engines."""
 
 from __future__ import annotations
 
+from tests.toolchain.rules import engines
 from tests.toolchain.rules.planted import (
     DEQUANTIZE_WEIGHT,
-    GEMM,
     GOOD,
+    HEAD,
     MINUS_128,
     SIZE,
     WEIGHT,
@@ -25,22 +26,14 @@ from tests.toolchain.rules.planted import (
 from toolchain.rules import findings
 
 AS_INT8 = "[cast] w8 = Cast<to = 3>(w)\n  [weight] wd = DequantizeLinear<axis = 1>(w8, ws)"
+SCALAR = f"""{HEAD}
+g (float[1, 5, {SIZE}] x) => (float[1, 5, {SIZE}] y)
+<int8 h = {{64}}, float s = {{0.0078}}>
+{{
+  [scalar] d = DequantizeLinear(h, s)
+  y = Mul(x, d)
+}}"""
 CASES = [
-    Case(
-        "an activation's",
-        "zero-point",
-        "quantize",
-        swap(GOOD, (ZERO, f"{ZERO}, int8 z3 = {{3}}"), ("(x, s, z)", "(x, s, z3)")),
-        tensorrt="Non-zero zero point is not supported",
-    ),
-    Case(
-        "a weight's",
-        "zero-point",
-        "weight",
-        swap(GOOD, (ZERO, f"{ZERO}, int8[{SIZE}] wz = {same(SIZE, '3')}"), ("(w, ws)", "(w, ws, wz)")),
-        tensorrt="Non-zero zero point is not supported",
-        onnxruntime="integer",
-    ),
     Case(
         "an activation with zero point 0, silently INT8",
         "uint8",
@@ -65,35 +58,6 @@ CASES = [
         swap(GOOD, other_type("uint8", 0, 200)),
         targets=["tensorrt"],
         tensorrt="unsupported input type of UINT8",
-    ),
-    Case(
-        "unsigned",
-        "weight-zero-point",
-        "weight",
-        swap(GOOD, other_type("uint8", 0, 200)),
-        openvino="float",
-    ),
-    Case(
-        "signed",
-        "weight-zero-point",
-        "weight",
-        swap(GOOD, (ZERO, f"{ZERO}, int8[{SIZE}] wz = {same(SIZE, '3')}"), ("(w, ws)", "(w, ws, wz)")),
-        openvino="float",
-    ),
-    Case(
-        "output_dtype alone",
-        "zero-point-missing",
-        "quantize",
-        swap(GOOD, ("QuantizeLinear(x, s, z)", "QuantizeLinear<output_dtype = 3>(x, s)"), ("(xq, s, z)", "(xq, s)")),
-        onnxruntime="float",
-        openvino="integer",
-    ),
-    Case(
-        "a Gemm's weight",
-        "zero-point-missing",
-        "weight",
-        swap(GEMM, ("(w, ws, wz)", "(w, ws)")),
-        onnxruntime="float",
     ),
     Case(
         "signed",
@@ -146,6 +110,20 @@ CASES = [
         swap(GOOD, MINUS_128),
         tensorrt="",
     ),
+    Case(
+        "INT8",
+        "integer-scalar",
+        "scalar",
+        SCALAR,
+        tensorrt="Quantized constant (h) is only allowed before DQ",
+    ),
+    Case(
+        "INT4",
+        "integer-scalar",
+        "scalar",
+        swap(SCALAR, ("int8 h = {64}", "int4 h = {4}")),
+        tensorrt="Sub-byte quantization with odd tensor volume",
+    ),
 ]
 
 
@@ -174,13 +152,6 @@ def test_unsigned_4_bit_weights_meet_the_rule_on_quantized_activations_too() -> 
     assert {finding.rule for finding in findings(model, "tensorrt")} == {"uint4", "int4-activations"}
 
 
-def test_zero_points_of_several_values_are_told_by_their_range() -> None:
-    zeros = ", ".join(str(i % 3) for i in range(SIZE))
-    text = swap(GOOD, (ZERO, f"{ZERO}, int8[{SIZE}] wz = {{{zeros}}}"), ("(w, ws)", "(w, ws, wz)"))
-    (finding,) = findings(Case("", "", "", text).model(), "tensorrt")
-    assert finding.what == "its zero point is between 0 and 2"
-
-
 def test_float_weights_that_are_quantized_in_the_graph_are_weights_too() -> None:
     """NNCF writes some weights so: QuantizeLinear and DequantizeLinear on a float initializer."""
     text = swap(
@@ -193,3 +164,9 @@ def test_float_weights_that_are_quantized_in_the_graph_are_weights_too() -> None
     )
     (finding,) = findings(Case("", "", "", text).model(), "ort")
     assert (finding.rule, finding.node) == ("weight-axis", "weight")
+
+
+def test_an_integer_of_one_dimension_is_no_scalar() -> None:
+    model = Case("", "", "", swap(SCALAR, ("int8 h", "int8[1] h"))).model()
+    assert findings(model, "tensorrt") == []
+    assert engines.tensorrt(model) == ""

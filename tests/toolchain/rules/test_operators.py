@@ -1,17 +1,19 @@
-"""Operators and opsets: each fault planted, found, and held against the engines."""
+"""Operators: each fault planted, found, and held against the engines."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
+from tests.toolchain.nets import serialized
 from tests.toolchain.rules import engines
 from tests.toolchain.rules.planted import (
-    BLOCKS,
     GOOD,
     HEAD,
     SIZE,
-    WEIGHT_ONLY,
     Case,
     cases,
     check_found,
@@ -20,12 +22,11 @@ from tests.toolchain.rules.planted import (
     check_tensorrt,
     half,
     numbers,
-    other_type,
     same,
     swap,
 )
 from toolchain.rules import findings
-from toolchain.rules.operators import TENSORRT_UNKNOWN
+from toolchain.rules.operators import OPENVINO_READS, OPENVINO_UNKNOWN, TENSORRT_UNKNOWN
 
 MICROSOFT = HEAD.replace('"" : 21', '"" : 21, "com.microsoft" : 1')
 INPUT, TWO = f"float[1, 5, {SIZE}] x", f"float[5, {SIZE}] x"
@@ -119,6 +120,20 @@ CASES = [
         openvino="refused",
     ),
     Case(
+        "of ONNX's own",
+        "openvino-operator",
+        "op",
+        graph("[op] y = Bernoulli(x)", "float d = {0.0}"),
+        openvino="refused",
+    ),
+    Case(
+        "ONNX Runtime's, of float",
+        "openvino-operator",
+        "op",
+        graph("[op] y = com.microsoft.Inverse(x)", "float d = {0.0}", f"float[{SIZE}, {SIZE}] x"),
+        openvino="refused",
+    ),
+    Case(
         "MatMulInteger",
         "openvino-float-operator",
         "op",
@@ -140,54 +155,6 @@ CASES = [
     Case("QGemm", "s8s8-operator", "op", graph(QGEMM, integers("int8", "int8"), TWO)),
     Case("MatMulInteger", "u8u8-operator", "op", graph(MATMUL_INTEGER, integers("uint8", "uint8"))),
     Case("QGemm", "u8u8-operator", "op", graph(QGEMM, integers("uint8", "uint8"), TWO)),
-    Case(
-        "INT4",
-        "opset",
-        "weight",
-        swap(WEIGHT_ONLY, other_type("int4"), ('"" : 21', '"" : 20')),
-        valid=False,
-        tensorrt="",
-        onnxruntime="refused",
-    ),
-    Case(
-        "blocks",
-        "opset",
-        "weight",
-        swap(WEIGHT_ONLY, *BLOCKS, ('"" : 21', '"" : 19')),
-        valid=False,
-        tensorrt="",
-        onnxruntime="refused",
-        openvino="refused",
-    ),
-    Case(
-        "FP16 scales",
-        "opset",
-        "weight",
-        swap(WEIGHT_ONLY, ('"" : 21', '"" : 18')),
-        valid=False,
-        change=half(),
-        tensorrt="",
-        onnxruntime="refused",
-    ),
-    Case(
-        "a scale per axis",
-        "opset",
-        "weight",
-        swap(GOOD, ('"" : 21', '"" : 12')),
-        valid=False,
-        tensorrt="",
-        onnxruntime="refused",
-        openvino="refused",
-    ),
-    Case(
-        "Gelu",
-        "opset",
-        "op",
-        swap(graph("[op] y = Gelu(x)", "float d = {0.0}"), ('"" : 21', '"" : 19')),
-        valid=False,
-        tensorrt="",
-        onnxruntime="refused",
-    ),
 ]
 
 
@@ -226,6 +193,79 @@ def test_onnxs_own_nodes_under_the_domain_of_onnxruntime_are_taken() -> None:
 
 def test_matmulnbits_in_fp16_is_taken() -> None:
     assert findings(Case("", "", "", graph(NBITS, NBITS_WEIGHT), change=half()).model(), "tensorrt") == []
+
+
+@pytest.mark.parametrize(
+    ("node", "domain", "initializers"),
+    [
+        (ATTENTION, "com.microsoft", ATTENTION_WEIGHT),
+        ("[op] y = com.microsoft.MultiHeadAttention<num_heads = 4>(x, x, x)", "com.microsoft", "float d = {0.0}"),
+        (
+            "[op] y = org.openvinotoolkit.FakeQuantize<levels = 256>(x, a, b, a, b)",
+            "org.openvinotoolkit",
+            "float[1] a = {0.0}, float[1] b = {1.0}",
+        ),
+    ],
+)
+def test_what_openvino_reads_of_other_domains_is_no_finding(node: str, domain: str, initializers: str) -> None:
+    model = Case("", "", "", swap(graph(node, initializers), ('"com.microsoft"', f'"{domain}"'))).model()
+    assert findings(model, "openvino") == []
+    engines.need("openvino")
+    import openvino as ov
+
+    ov.Core().compile_model(ov.Core().read_model(serialized(model)), "CPU")
+
+
+def unread(path: Path, op_type: str, domain: str, inputs: int, attributes: dict[str, Any], opset: int = 21) -> bool:
+    """Whether OpenVINO has no conversion rule for an operator; what it takes for a part of a sequence aside.
+
+    It reads from ``path``: from memory it takes some that ONNX defines by other operators.
+    """
+    import openvino as ov
+
+    names = [f"x{index}" for index in range(inputs)]
+    node = onnx.helper.make_node(op_type, names, ["y"], domain=domain, **attributes)
+    edges = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 3, 4, 4]) for name in names]
+    end = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    opsets = {"": opset} | ({domain: 1} if domain else {})
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", edges, [end]),
+        opset_imports=[onnx.helper.make_opsetid(name, version) for name, version in opsets.items()],
+        ir_version=10,
+    )
+    onnx.save(model, path)
+    try:
+        ov.Core().read_model(path)
+    except RuntimeError as error:
+        said = str(error).partition("No conversion rule found for operations: ")[2]
+        return bool(said) and not said.startswith("util::")
+    return False
+
+
+def test_the_list_of_onnxs_operators_without_a_rule_is_openvinos(tmp_path: Path) -> None:
+    engines.need("openvino")
+    path, kinds = tmp_path / "model.onnx", onnx.defs.OpSchema.AttrType
+    some = {kinds.INT: 1, kinds.FLOAT: 1.0, kinds.STRING: "a", kinds.INTS: [1], kinds.FLOATS: [1.0]}
+    found = set()
+    for schema in onnx.defs.get_all_schemas():
+        if schema.domain or schema.deprecated or schema.name in ("If", "Loop", "Scan", "SequenceMap", "Constant"):
+            continue
+        needed = {name: some[a.type] for name, a in schema.attributes.items() if a.required and a.type in some}
+        if unread(path, schema.name, "", schema.min_input, needed, max(schema.since_version, 21)):
+            found.add(schema.name)
+    assert found == OPENVINO_UNKNOWN
+
+
+@pytest.mark.parametrize("domain", OPENVINO_READS)
+def test_the_lists_of_what_openvino_reads_are_openvinos(domain: str, tmp_path: Path) -> None:
+    engines.need("openvino")
+    engines.need("onnxruntime")
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = {schema.name for schema in state.get_all_operator_schema() if schema.domain in ("", domain)}
+    path = tmp_path / "model.onnx"
+    names |= {"Nothing", *OPENVINO_READS[domain]}
+    assert {name for name in names if not unread(path, name, domain, 4, {})} == OPENVINO_READS[domain]
 
 
 def test_the_list_of_unknown_operators_is_the_parsers() -> None:

@@ -7,12 +7,30 @@ import re
 import pytest
 
 from tests.toolchain.nets import from_text
-from tests.toolchain.rules import test_bias, test_integers, test_kernels, test_operators, test_scales, test_structure
+from tests.toolchain.rules import (
+    test_bias,
+    test_integers,
+    test_kernels,
+    test_operators,
+    test_opsets,
+    test_scales,
+    test_structure,
+    test_zero_points,
+)
 from tests.toolchain.rules.planted import GEMM, GOOD, WEIGHT, WEIGHT_ONLY
 from toolchain.rules import RULES, Rule, findings
 from toolchain.targets.choices import TARGETS
 
-FAMILIES = (test_integers, test_scales, test_bias, test_operators, test_kernels, test_structure)
+FAMILIES = (
+    test_integers,
+    test_scales,
+    test_bias,
+    test_operators,
+    test_opsets,
+    test_kernels,
+    test_structure,
+    test_zero_points,
+)
 
 
 def test_every_rule_has_a_planted_fault_on_every_target_it_names() -> None:

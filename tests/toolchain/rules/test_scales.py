@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.toolchain.nets import calibrated, spec_of, vit
 from tests.toolchain.rules import engines
 from tests.toolchain.rules.planted import (
@@ -56,6 +58,8 @@ CASES = [
         tensorrt="type mismatch between matmul operand scales",
     ),
     Case("weight-only", "scale-dtype", "weight", WEIGHT_ONLY, change=half("ws"), tensorrt="must have same input types"),
+    Case("of both factors", "scale-half", "product", GOOD, change=half(), onnxruntime="float"),
+    Case("of a Gemm", "scale-half", "product", GEMM, change=half(), onnxruntime="float"),
     Case(
         "the model's input",
         "scale-constant",
@@ -67,15 +71,53 @@ CASES = [
     Case(
         "negative",
         "scale-positive",
-        "weight",
-        swap(GOOD, ("ws = {0.005", "ws = {-0.005")),
+        "quantize",
+        swap(GOOD, ("(x, s, z)", "(x, t, z)"), (SCALE, f"{SCALE}, float t = {{-0.02}}")),
         tensorrt="Scale coefficients must all be positive",
+    ),
+    Case(
+        "behind an Identity",
+        "scale-positive",
+        "quantize",
+        swap(
+            GOOD,
+            ("(x, s, z)", "(x, t, z)"),
+            (SCALE, f"{SCALE}, float t0 = {{-0.02}}"),
+            ("{\n", "{\n  t = Identity(t0)\n"),
+        ),
+        tensorrt="",
+        openvino="wrong",
     ),
     Case(
         "zero",
         "scale-positive",
+        "dequantize",
+        swap(GOOD, ("(xq, s, z)", "(xq, t, z)"), (SCALE, f"{SCALE}, float t = {{0.0}}")),
+        tensorrt="Scale coefficients must all be positive",
+    ),
+    Case(
+        "negative",
+        "weight-scale-positive",
+        "weight",
+        swap(GOOD, ("ws = {0.005", "ws = {-0.005")),
+        tensorrt="Scale coefficients must all be positive",
+        onnxruntime="integer",
+        openvino="integer",
+    ),
+    Case(
+        "zero",
+        "weight-scale-positive",
         "weight",
         swap(GOOD, ("ws = {0.005000", "ws = {0.000000")),
+        tensorrt="Scale coefficients must all be positive",
+        onnxruntime="integer",
+        openvino="integer",
+    ),
+    Case(
+        "negative, of INT8 blocks",
+        "weight-scale-positive",
+        "weight",
+        swap(WEIGHT_ONLY, *BLOCKS, ("ws = {0.001", "ws = {-0.001")),
         tensorrt="Scale coefficients must all be positive",
     ),
     Case(
@@ -200,6 +242,24 @@ def test_int4_blocks_without_quantized_activations_are_fine() -> None:
     for target in TARGETS:
         assert findings(canonical, target) == []
     assert engines.tensorrt(canonical) == ""
+
+
+@pytest.mark.parametrize("scale", ["-0.001000", "0.000000"])
+def test_4_bit_weights_may_have_scales_that_are_not_positive(scale: str) -> None:
+    """MatMulNBitsQuantizer makes about half of them negative, and those of a block of zeros 0."""
+    wide = swap(
+        WEIGHT_ONLY,
+        (f"int8[{SIZE}, {SIZE}] w = {numbers(SIZE * SIZE)}", f"int4[64, {SIZE}] w = {numbers(64 * SIZE)}"),
+        (f"float[1, 5, {SIZE}] x", "float[1, 5, 64] x"),
+        (WEIGHT_SCALE, f"float[1, {SIZE}] ws = {steps(SIZE, 0.001)}"),
+        ("<axis = 1>", "<axis = 0, block_size = 64>"),
+        ("ws = {0.001000", f"ws = {{{scale}"),
+    )
+    model = Case("", "", "", wide).model()
+    for target in TARGETS:
+        assert findings(model, target) == []
+    assert engines.tensorrt(model) == ""
+    assert engines.openvino(model) == "float"  # and not wrong
 
 
 def test_scales_computed_from_constants_are_constants() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from runtime.backends.ort import optimized_bytes
+from runtime.onnx_wire import read_graph
+from tests.toolchain.nets import serialized
 from tests.toolchain.rules import engines
 from tests.toolchain.rules.planted import (
     GOOD,
@@ -75,6 +78,44 @@ g (float[1, 5, {SIZE}] x) => (float[1, 5, {SIZE}] y)
   m = Mul(x, a)
   y = Mul(m, half)
 }}"""
+CONVS = f"""{HEAD}
+g (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y)
+<{SCALE}, {ZERO}, int8[4, 4, 1, 1] w = {numbers(16)}, int8[4, 4, 1, 1] v = {numbers(16, seed=3)}, int8 z2 = {{0}}>
+{{
+  [quantize] xq = QuantizeLinear(x, s, z)
+  xd = DequantizeLinear(xq, s, z)
+  wd = DequantizeLinear(w, s, z)
+  vd = DequantizeLinear(v, s, z)
+  a = Conv(xd, wd)
+  b = Conv(xd, vd)
+  aq = QuantizeLinear(a, s, z)
+  ad = DequantizeLinear(aq, s, z)
+  bq = QuantizeLinear(b, s, z2)
+  bd = DequantizeLinear(bq, s, z2)
+  y = Mul(ad, bd)
+}}"""
+MOVES = [
+    "Transpose<perm = [0, 1, 3, 2]>(xd)",
+    "Reshape(xd, c)",
+    "Squeeze(xd, one)",
+    "Unsqueeze(xd, one)",
+    "Slice(xd, one, c)",
+    "MaxPool<kernel_shape = [1, 2]>(xd)",
+]
+
+
+def moved(node: str, zero: str = ZERO, opset: int = 21) -> str:
+    """A quantizer in front of a node, then something that is not moved past."""
+    return f"""<ir_version: 10, opset_import: ["" : {opset}]>
+    g (float[1, 1, 5, {SIZE}] x) => (float y) <{SCALE}, {zero}, int64[1] c = {{-1}}, int64[1] one = {{1}}> {{
+      [quantize] xq = QuantizeLinear(x, s, z)
+      xd = DequantizeLinear(xq, s, z)
+      m = {node}
+      r = Sigmoid(m)
+      y = ReduceSum<keepdims = 0>(r)
+    }}"""
+
+
 TANH = "[erf] e = Tanh(d)"
 CASES = [
     Case(
@@ -121,6 +162,32 @@ CASES = [
             ("MatMul(xd, vd)", "MatMul(xe, vd)"),
         ),
         onnxruntime="float",
+    ),
+    Case(
+        "the dequantized tensor is an output",
+        "shared-quantizer",
+        "quantize",
+        swap(GOOD, (f"{SIZE}] y)", f"{SIZE}] y, float[1, 5, {SIZE}] xd)")),
+        onnxruntime="float",
+    ),
+    Case(
+        "the integers are an output",
+        "shared-quantizer",
+        "quantize",
+        swap(GOOD, (f"{SIZE}] y)", f"{SIZE}] y, int8[1, 5, {SIZE}] xq)")),
+        onnxruntime="float",
+    ),
+    Case("two Convs", "shared-quantizer", "quantize", CONVS),
+    *(
+        Case(node.partition("(")[0], "moved-quantizer", "quantize", moved(node), onnxruntime="refused")
+        for node in MOVES
+    ),
+    Case(
+        "beside an Identity, and a Reshape after it",
+        "moved-quantizer",
+        "quantize",
+        swap(moved("Reshape(i, c)"), ("m = ", "i = Identity(xd)\n  m = ")),
+        onnxruntime="refused",
     ),
     Case("the scores", "int8-attention", "softmax", swap(ATTENTION, QUANTIZED_SCORES), tensorrt=""),
     Case("the probabilities", "int8-attention", "softmax", swap(ATTENTION, QUANTIZED_OUTPUT), tensorrt=""),
@@ -198,3 +265,33 @@ def test_an_attention_node_with_dequantized_inputs_is_found() -> None:
     }}"""
     (finding,) = findings(Case("", "", "", text).model(), "tensorrt")
     assert (finding.rule, finding.node) == ("int8-attention", "attention")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        moved("Reshape(xd, c)", opset=20),
+        moved("Reshape(xd, c)", zero="uint8 z = {128}"),
+        moved("Flatten(xd)"),
+        swap(
+            moved("Reshape(xd, c)"),
+            ("r = Sigmoid(m)", "mq = QuantizeLinear(m, s, z)\n  md = DequantizeLinear(mq, s, z)\n  r = Sigmoid(md)"),
+        ),
+    ],
+    ids=["opset 20", "unsigned", "not moved past", "quantized behind"],
+)
+def test_quantizers_that_stay_where_they_are_load(text: str) -> None:
+    model = Case("", "", "", text).model()
+    assert findings(model, "ort") == []
+    assert engines.onnxruntime(model) == "float"  # it has no product
+
+
+def test_onnxruntime_runs_convs_of_one_signed_quantizer_in_float() -> None:
+    engines.need("onnxruntime")
+    model = Case("", "", "", CONVS).model()
+    found = read_graph(optimized_bytes(serialized(model))).op_histogram()
+    assert found["Conv"] == 2
+    pair = "xr = QuantizeLinear(x, s, z2)\n  xe = DequantizeLinear(xr, s, z2)\n  b = Conv(xe, vd)"
+    model = Case("", "", "", swap(CONVS, ("b = Conv(xd, vd)", pair))).model()
+    assert findings(model, "ort") == []
+    assert read_graph(optimized_bytes(serialized(model))).op_histogram()["QLinearConv"] == 2
