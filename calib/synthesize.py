@@ -10,6 +10,7 @@ import typer
 
 from calib.command import run
 from calib.given import (
+    SEED_LIMIT,
     CheckpointOption,
     DeviceOption,
     ModelOption,
@@ -36,7 +37,7 @@ def main(
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Images optimised together; default: what fits the memory.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same bytes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=-SEED_LIMIT, max=SEED_LIMIT, help="Same seed, same bytes.")] = 0,
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the set that is at --out.")] = False,
 ) -> None:

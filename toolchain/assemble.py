@@ -17,7 +17,7 @@ from toolchain.bundle import Origin, make_manifest
 from toolchain.evaluate import measure
 from toolchain.inspect import inspect
 from toolchain.output import REPORT, filling
-from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage
+from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage, read_pixels
 from toolchain.report import write_report
 from toolchain.report.gather import REPORTS
 from toolchain.stages import StageStore
@@ -43,7 +43,7 @@ def build(job: Job, out: Path, store: StageStore, evaluate_on: Path | None, cons
         weights=job.loaded.weights,
         digest=job.loaded.digest,
         method=job.recipe.method,
-        images=job.images,
+        images=len(read_pixels(images)),  # a folder of real ones may hold fewer than were asked for
         seed=job.seed,
         data_free=job.recipe.data_free,
         stages={"images": images.key, "calibrate": calibrated.key, "lower": lowered.key},

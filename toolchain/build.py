@@ -15,6 +15,7 @@ import typer
 from calib.align.config import FORMS
 from calib.given import (
     RANDOM,
+    SEED_LIMIT,
     CheckpointOption,
     DeviceOption,
     ModelOption,
@@ -158,7 +159,7 @@ def main(
         typer.Option("--option", metavar="NAME=VALUE", help=f"Of the tensorrt dialect: {option_choices()}."),
     ] = None,
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same bytes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=-SEED_LIMIT, max=SEED_LIMIT, help="Same seed, same bytes.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The bundle; default build/<model>-<bits>.")] = None,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Where stages are kept; default ~/.cache/intvit.")

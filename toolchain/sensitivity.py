@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from calib.given import CheckpointOption, ModelOption, require_checkpoint
+from calib.given import SEED_LIMIT, CheckpointOption, ModelOption, require_checkpoint
 from calib.recipes import recipe
 from calib.scheme import parse, require_buildable
 from calib.synthesis.methods import METHODS
@@ -34,7 +34,7 @@ def main(
     ] = "procedural",
     images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 32,
     checkpoint: CheckpointOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same figures.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=-SEED_LIMIT, max=SEED_LIMIT, help="Same seed, same figures.")] = 0,
     json: cli.JsonOption = None,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Where images are kept; default ~/.cache/intvit.")

@@ -19,6 +19,7 @@ from calib.calibrated import CalibratedModel
 from calib.network import Network
 from calib.quant.attention import QuantAttention
 from calib.quant.families import block_names, is_swin
+from calib.quant.integer_only import IntAttention
 from calib.quant.surgery import set_quantized
 from calib.synthesis.figures import term_curves
 from calib.synthesis.priors.attention_prior import Layout, layouts
@@ -110,8 +111,10 @@ def traced(model: Network, attention_of: list[int]) -> Iterator[Trace]:
             block.attn.fused_attn = False
         reader = block.attn.pv if isinstance(block.attn, QuantAttention) else block.attn.attn_drop
 
-        def keep(_module: nn.Module, args: tuple[Tensor, ...], index: int = index) -> None:
-            trace.attention[index] = args[0]
+        whole = not isinstance(block.attn, IntAttention)  # its rows are divided by their peaks, not by their sums
+
+        def keep(_module: nn.Module, args: tuple[Tensor, ...], index: int = index, whole: bool = whole) -> None:
+            trace.attention[index] = args[0] if whole else args[0] / args[0].sum(-1, keepdim=True)
 
         hooks.append(reader.register_forward_pre_hook(keep))
     try:

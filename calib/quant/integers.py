@@ -115,7 +115,7 @@ def root(values: Tensor) -> Tensor:
     2, 1.25, 1.025, 1.0003, 1 + 5e-8, 1 + 2e-15, 1 + 1e-30. A root is a whole number or at least 2^-32 below one, so the
     floor of the sixth is it; the minimum keeps it there.
     """
-    powers = torch.tensor([1 << 2 * i for i in range(31)])
+    powers = torch.tensor([1 << 2 * i for i in range(31)], device=values.device)
     k = torch.ones_like(values) << (values.unsqueeze(-1) >= powers).sum(-1)
     for _ in range(NORM_STEPS):
         k = torch.minimum(k, (k + values // k) >> 1)

@@ -71,7 +71,7 @@ def prepare(
         install_residual(student, scheme.residual_bits)
     if scheme.integer:
         install(student)
-    return student
+    return student.to(next(model.parameters()).device)  # what was put in was made on the CPU
 
 
 def _fold_block(block: Network) -> None:

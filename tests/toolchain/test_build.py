@@ -260,10 +260,11 @@ def test_eval_writes_what_it_measured(
 def test_real_pictures_are_only_for_calibration(
     quick: Built, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = ["--method", "real", "--calib-data", str(pictures), "--budget", "fast"]
+    real = ["--method", "real", "--calib-data", str(pictures), "--budget", "fast", "--images", "64"]
     assert build(tmp_path / "cache", tmp_path / "out", *real, base=QUICK) == 0
     bundle = Bundle.open(tmp_path / "out")
     assert (bundle.manifest.data_free, bundle.manifest.method) == (False, "real")
+    assert bundle.manifest.images == len(list(pictures.rglob("*.png"))), "as many as there were, not as were asked for"
     assert "REAL IMAGES WERE READ" in capsys.readouterr().out
     shown = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(pictures.rglob("*.png"))]
     pixels = ((bundle.golden().images * 0.5 + 0.5) * 255).round().astype(int).transpose(0, 2, 3, 1)

@@ -37,6 +37,7 @@ def test_a_place_for_the_figures_that_cannot_be_written_is_told_at_once(
         (["--method", "real"], "reads no real images"),
         (["--model", "no_such_model"], "no_such_model"),
         (["--bits", "w4a16+g128"], "groups of 128 do not divide"),
+        (["--seed", str(10**15)], "2147483647"),
     ],
 )
 def test_bad_input_is_refused(

@@ -68,6 +68,16 @@ def test_noise_gathers_and_is_less_with_more_bits(net: object, scheme: str) -> N
     json.dumps(found, allow_nan=False)
 
 
+def test_integer_maps_of_swin_are_shares_of_attention() -> None:
+    """With +int a row reaches the product divided by its peak; a mean over such rows would weigh them wrongly."""
+    module = swin()
+    spec = spec_of(module)
+    found = network_trace(calibrated(module, spec, "w8a8+int"), module, noise(spec, 2))
+    for entry in found["attention"]:
+        differences = [np.abs(np.subtract(*pair)).mean() for pair in zip(entry["float"], entry["integer"], strict=True)]
+        assert max(differences) < 0.03, entry["block"]
+
+
 @torch.no_grad()
 def test_a_network_that_is_not_quantized_has_no_noise() -> None:
     module = vit()
