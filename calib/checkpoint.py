@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,24 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _is_torchscript(path: Path) -> bool:
+    """Whether it is the archive of a compiled program, which alone has a table of constants."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # on a damaged file Python's reader raises nearly anything too; torch's says what is wrong
+        return False
+
+
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    if _is_torchscript(path):
+        raise IntvitError(
+            "the checkpoint is a TorchScript program, not a mapping of names to tensors",
+            where=str(path),
+            why="its weights come with code, and code is never run",
+            next="where you trust its source, save the weights alone: torch.save(torch.jit.load(F).state_dict(), "
+            "'model.pt')",
+        )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file torch's reader raises nearly anything: IndexError, struct.error, ...

@@ -21,6 +21,14 @@ from calib.errors import IntvitError
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether the error says that memory ran out: Python's own, or torch's on a GPU or on the CPU."""
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    )
+
+
 def as_message(error: Exception) -> IntvitError:
     """The error to show for any exception that ended a command."""
     if isinstance(error, IntvitError):
@@ -30,7 +38,7 @@ def as_message(error: Exception) -> IntvitError:
         return IntvitError(
             "the operating system refused", where=str(error.filename or ""), why=str(error.strerror), next=advice
         )
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
+    if out_of_memory(error):
         return IntvitError("out of memory", why=str(error).split("\n")[0], next="use a smaller --batch")
     if isinstance(error, ModuleNotFoundError) and error.name:
         return IntvitError(f"{error.name} is not installed", next="pip install 'intvit[build]'")

@@ -39,6 +39,12 @@ def _offline_unless(online: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+def _repository(tag: str) -> str:
+    """Where timm looks for the weights: several tags share one, some are not timm's, and a tag may be left out."""
+    config = timm.get_pretrained_cfg(tag, allow_unregistered=True)
+    return (config and config.hf_hub_id) or f"timm/{tag}"
+
+
 def fetch(tag: str, name: str) -> nn.Module:
     """The network of a timm tag with its published weights, from the hub or from the hub library's cache.
 
@@ -51,13 +57,14 @@ def fetch(tag: str, name: str) -> nn.Module:
             module: nn.Module = timm.create_model(tag, pretrained=True)
             return module
     except Exception as error:
+        repository = _repository(tag)
         detail = str(error).splitlines()[0][:200] if str(error) else "no detail"
         raise IntvitError(
             f"the weights of {name} could not be fetched",
-            where=f"{constants.ENDPOINT}/timm/{tag}",
+            where=f"{constants.ENDPOINT}/{repository}",
             why=f"{type(error).__name__}: {detail}" if online else "there is no network, and they are not in the cache",
             next=(
-                f"on a machine with a network: pip install huggingface_hub && hf download timm/{tag} "
+                f"on a machine with a network: pip install huggingface_hub && hf download {repository} "
                 "model.safetensors --local-dir . ; copy model.safetensors here and add --checkpoint model.safetensors "
                 "(or --checkpoint random to try the pipeline without trained weights)"
             ),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import save_file
 
 from calib.models import LoadedModel
-from calib.output import IMAGES, META, PREVIEW
+from calib.output import IMAGES, META, PREVIEW, filling, meant
 from calib.preview import contact_sheet
 from calib.progress import task
 from calib.synthesis.engine import SyntheticSet, assemble, make_groups, starting_images
 from calib.synthesis.methods import SynthesisConfig, as_record
-from calib.synthesis.processes import Place, gather
+from calib.synthesis.processes import Place, agree, gather
 from calib.synthesis.show import show
 from calib.synthesis.twin import has_fast_bf16
 
@@ -46,32 +46,36 @@ def recipe(loaded: LoadedModel, config: SynthesisConfig, seed: int, device: str)
 
 
 def write_set(
-    made: SyntheticSet, config: SynthesisConfig, loaded: LoadedModel, about: dict[str, Any], out: Path
+    made: SyntheticSet, config: SynthesisConfig, loaded: LoadedModel, about: dict[str, Any], out: Path, force: bool
 ) -> None:
-    """Images, labels, meta and figures as the folder ``out``, which appears whole or not at all."""
+    """Images, labels, meta and figures as the folder ``out``, which appears whole or not at all.
+
+    Raises:
+        IntvitError: there is something there that ``force`` does not let go; see :func:`calib.output.filling`.
+    """
     assert made.classes is not None
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with filling(out, force) as folder:
         tensors = {"pixels": made.images, "labels": made.labels, "classes": made.classes}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / IMAGES)
-        contact_sheet(made.images, partial / PREVIEW)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / IMAGES)
+        contact_sheet(made.images, folder / PREVIEW)
         shown = replace(config, images=min(config.images, SHOWN))
         before = starting_images(loaded.module, loaded.spec, shown, about["seed"])
-        measures = show(made, before, loaded.module, loaded.spec, partial)
+        measures = show(made, before, loaded.module, loaded.spec, folder)
         text = json.dumps(about | {"measures": measures, "history": made.history}, indent=1)
-        (partial / META).write_text(text + "\n", "utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / META).write_text(text + "\n", "utf-8")
 
 
 def synthesise_to(
-    loaded: LoadedModel, config: SynthesisConfig, seed: int, kind: str, out: Path, place: Place
+    loaded: LoadedModel, config: SynthesisConfig, seed: int, kind: str, out: Path, place: Place, force: bool = False
 ) -> SyntheticSet | None:
-    """Make the set and write it; None in every process but the first."""
+    """Make the set and write it; None in every process but the first.
+
+    A set that is at ``out`` by then is replaced only with ``force``.
+
+    Raises:
+        IntvitError: the optimisation diverged, or there is something at ``out`` by then. The checkpoints stay.
+    """
+    out = meant(out)
     about = recipe(loaded, config, seed, kind)
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     work = out.with_name(f".{out.name}.{digest}.work")
@@ -88,15 +92,25 @@ def synthesise_to(
             last = now
 
         mine = make_groups(
-            loaded.module, loaded.spec, config, seed, place.device(kind), work, report, place.workers(), place.share
+            loaded.module,
+            loaded.spec,
+            config,
+            seed,
+            place.device(kind),
+            work,
+            report,
+            place.workers(),
+            place.share,
+            agree=partial(agree, place=place),
         )
     made = gather(mine, place)
     if made is None:
         return None
-    whole = assemble(made)
+    whole = assemble(made, config.images)
     about["seconds"] = round(time.monotonic() - begun, 1)
     about["processes"] = place.world
-    write_set(whole, config, loaded, about, out)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.work"):  # this run's, and those of others that failed here
+    write_set(whole, config, loaded, about, out, force)
+    works = f".{glob.escape(out.name)}." + "[0-9a-f]" * 16 + ".work"
+    for left in out.parent.glob(works):  # this run's, and those of others that failed here
         shutil.rmtree(left, ignore_errors=True)
     return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter
 from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
+from timm.models.vision_transformer import checkpoint_filter_fn as plain_vit_filter
 from torch import nn
 
 from calib.checkpoint import load_into, read_state_dict, reason, sha256_of
@@ -24,6 +25,8 @@ from calib.errors import IntvitError
 from calib.given import PACKAGED, RANDOM, SHORT_NAMES
 from calib.hub import fetch
 from calib.quant.surgery import refuse_unknown_parts
+
+vit_filter = functools.partial(plain_vit_filter, adapt_layer_scale=True)  # gamma_1, gamma_2: DeiT III's own releases
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,9 @@ def load(name: str, checkpoint: str | None = None, seed: int = 0) -> LoadedModel
         IntvitError: unknown name, unsupported architecture, or weights that cannot be had; the message says how to
             fetch them on a machine with a network.
     """
-    spec = describe(name)
+    spec, path = describe(name), _weights_file(name, checkpoint)
+    state = {} if path is None else read_state_dict(path)
+    spec = with_own_classes(spec, state)  # a checkpoint's head may be the classifier that the tag has not by itself
     with torch.device("meta"):  # no memory and no time: nobody fetches weights to be told this
         require_supported(spec.build(), spec)
     if checkpoint == RANDOM:
@@ -181,17 +186,21 @@ def load(name: str, checkpoint: str | None = None, seed: int = 0) -> LoadedModel
             torch.manual_seed(seed)
             module = spec.build()
         return LoadedModel(module, spec, "random", f"random-{seed}")
-    if checkpoint is None and name not in PACKAGED:
+    if path is None:
         return _from_hub(spec)
-    path = _asset(f"{name}.safetensors") if checkpoint is None else Path(checkpoint).expanduser()
-    state = read_state_dict(path)
-    spec = with_own_classes(spec, state)
     module = spec.build()
     adapt: Callable[..., dict[str, Any]] = swin_filter if isinstance(module, SwinTransformer) else vit_filter
     if set(state) != set(module.state_dict()):
         state = _adapted(adapt, state, module, str(path))
     load_into(module, state, str(path))
     return LoadedModel(module.eval(), spec, "packaged" if checkpoint is None else "checkpoint", sha256_of(path))
+
+
+def _weights_file(name: str, checkpoint: str | None) -> Path | None:
+    """The file to read; None for random weights and for the hub's."""
+    if checkpoint is None:
+        return _asset(f"{name}.safetensors") if name in PACKAGED else None
+    return None if checkpoint == RANDOM else Path(checkpoint).expanduser()
 
 
 def with_own_classes(spec: ModelSpec, state: dict[str, Any]) -> ModelSpec:

@@ -121,6 +121,8 @@ def parse(text: str) -> Scheme:
         elif extra == "uniform":
             uniform = True
         elif extra in {f"g{size}" for size in GROUPS}:
+            if group is not None:
+                raise _bad(text, f"one group size only, not +g{group} and +{extra}")
             group = int(extra[1:])
         else:
             known = ", ".join(["+attn8", "+res8", "+int", "+uniform", *(f"+g{size}" for size in GROUPS)])

@@ -57,7 +57,7 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     loaded = load(model, checkpoint, seed)
     with joined() as place:
-        made = synthesise_to(loaded, config, seed, kind, out, place)
+        made = synthesise_to(loaded, config, seed, kind, out, place, force)
     if made is not None:
         print(f"{len(made.images)} images -> {out}")
 

@@ -31,6 +31,8 @@ EngineOption = Annotated[
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch says the one of a GPU, the other of the CPU
+
 
 def parse_options(texts: Sequence[str] | None) -> dict[str, str]:
     """The NAME=VALUE texts of ``--option`` as a dictionary.
@@ -60,8 +62,12 @@ def render_error(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         reason = error.strerror or str(error)
         return IntvitError("the operating system refused", where=str(error.filename or ""), why=reason).render()
-    if isinstance(error, MemoryError):
-        return IntvitError("out of memory", why=str(error), next="use a smaller --batch or --limit").render()
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    ):
+        return IntvitError(
+            "out of memory", why=str(error).partition("\n")[0], next="use a smaller --batch or --limit"
+        ).render()
     if isinstance(error, ModuleNotFoundError) and error.name:
         why = "building a bundle needs it, running one does not"
         return IntvitError(f"{error.name} is not installed", why=why, next="pip install 'intvit[build]'").render()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ def synthesise(
     if work is not None:
         for group in made:
             drop(work, group.members[0])
-    return assemble(made)
+    return assemble(made, config.images)
 
 
 def make_groups(
@@ -107,8 +108,13 @@ def make_groups(
     progress: Progress | None = None,
     workers: int | None = None,
     share: Share | None = None,
+    agree: Callable[[int], int] = int,
 ) -> list[Made]:
-    """This process's share of the groups of a set, in order; see :func:`synthesise`. Checkpoints are left in place."""
+    """This process's share of the groups of a set, in order; see :func:`synthesise`. Checkpoints are left in place.
+
+    ``agree`` turns the batch that fits this process into the one that all have in common: groups cut differently would
+    leave images out and make others twice.
+    """
     if config.images < 1:
         raise IntvitError(
             "at least one image is needed", where="--images", why=f"got {config.images}", next="give 1 or more"
@@ -119,7 +125,7 @@ def make_groups(
     count = max(1, workers or threads) if cpu else 1
     try:
         pool = twins(model, 1, device)
-        batch = config.batch or _auto_batch(pool[0], spec, config, device)
+        batch = config.batch or agree(_auto_batch(pool[0], spec, config, device))
         mine = groups(config, batch)[share.mine :: share.of]
         count = min(count, max(1, len(mine)))
         run = _Run(spec, seed, device, work, _Counter(progress, mine))
@@ -138,8 +144,13 @@ def starting_images(model: nn.Module, spec: ModelSpec, config: SynthesisConfig, 
     return spec.denormalise(torch.cat([state.images for state in singles])).clamp(0, 1)
 
 
-def assemble(made: list[Made]) -> SyntheticSet:
-    """The whole set from its groups, in the order of the images."""
+def assemble(made: list[Made], count: int) -> SyntheticSet:
+    """The whole set of ``count`` images from its groups, in their order.
+
+    Raises:
+        IntvitError: the groups do not have each of them once.
+    """
+    _require_each_once(Counter(index for group in made for index in group.members), count)
     flat = sorted(
         (index, image, classes)
         for group in made
@@ -149,6 +160,22 @@ def assemble(made: list[Made]) -> SyntheticSet:
     padded = torch.tensor([classes + [NO_CLASS] * (width - len(classes)) for _, _, classes in flat])
     history = [row for group in sorted(made, key=lambda group: group.members) for row in group.history]
     return SyntheticSet(torch.stack([image for _, image, _ in flat]), padded[:, 0].clone(), history, padded)
+
+
+def _require_each_once(times: Counter[int], count: int) -> None:
+    faults = {
+        "never made": [index for index in range(count) if index not in times],
+        "made twice": sorted(index for index, number in times.items() if number > 1),
+        "not asked for": sorted(index for index in times if index not in range(count)),
+    }
+    if any(faults.values()):
+        said = (f"{fault}: {', '.join(map(str, found[:5]))}" for fault, found in faults.items() if found)
+        raise IntvitError(
+            "the processes did not share out the images as one",
+            where=f"{count} images",
+            why="; ".join(said),
+            next="start all of them with the same command and the same intvit, and give --batch",
+        )
 
 
 def _auto_batch(model: nn.Module, spec: ModelSpec, config: SynthesisConfig, device: str) -> int:

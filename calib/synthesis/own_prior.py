@@ -11,14 +11,19 @@ import functools
 import hashlib
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calib.command import out_of_memory
 from calib.errors import IntvitError
 
 if TYPE_CHECKING:
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+
     from torch import Tensor
 
     from calib.synthesis.methods import SynthesisConfig
@@ -67,7 +72,7 @@ class OwnPrior:
         try:
             found = self.loss()(images, attention)
         except Exception as error:
-            if isinstance(error, IntvitError) or "out of memory" in str(error):
+            if isinstance(error, IntvitError) or out_of_memory(error):
                 raise
             why = f"{type(error).__name__}: {error}"
             raise IntvitError("the prior failed", where=self.file, why=why, next=_HINT) from error
@@ -110,30 +115,55 @@ def _load(file: str, sha256: str) -> Callable[[Tensor, Attention], Tensor]:
     try:
         if hashlib.sha256(Path(file).read_bytes()).hexdigest() != sha256:
             raise IntvitError("the prior has changed while it was used", where=file, next="run the command again")
-        spec = importlib.util.spec_from_file_location(f"own_prior_{sha256[:12]}", file)
+        spec = importlib.util.spec_from_file_location(_module_name(file, sha256), file)
         if spec is None or spec.loader is None:
             raise IntvitError("the prior is no Python file", where=file, next=_HINT)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found: Callable[[Tensor, Attention], Tensor] = getattr(module, ENTRY)
-        if not callable(found):
-            raise TypeError(f"{ENTRY} is a {type(found).__name__}, not a function")
+        return _run(spec, spec.loader)
     except IntvitError:
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise IntvitError("the prior does not load", where=file, why=why, next=_HINT) from error
+
+
+def _module_name(file: str, sha256: str) -> str:
+    """One that no import statement can say, and that only this file in this version has."""
+    return "own prior " + hashlib.sha256(f"{Path(file).resolve()}\n{sha256}".encode()).hexdigest()[:16]
+
+
+def _run(spec: ModuleSpec, loader: Loader) -> Callable[[Tensor, Attention], Tensor]:
+    """The function of the module, which is registered as an import would: dataclasses look their module up."""
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        loader.exec_module(module)
+        found: Callable[[Tensor, Attention], Tensor] = getattr(module, ENTRY)
+        if not callable(found):
+            raise TypeError(f"{ENTRY} is a {type(found).__name__}, not a function")
+    except BaseException:
+        sys.modules.pop(spec.name, None)
+        raise
     return found
+
+
+# the names of the methods' own losses, and of what the history has beside them
+TAKEN = frozenset({"entropy", "heads", "attention", "class", "tv", "total", "batch", "step"})
 
 
 def with_priors(config: SynthesisConfig, own: Sequence[OwnPrior]) -> SynthesisConfig:
     """The method with these priors beside its own losses, in every part that optimises.
 
     Raises:
-        IntvitError: there are some and the method optimises nothing.
+        IntvitError: there are some and the method optimises nothing; two of one name, or one that a method's own loss
+            or a column of the history has.
     """
     if not own:
         return config
+    names = [prior.name for prior in own]
+    taken = next((name for name in names if name in TAKEN or names.count(name) > 1), None)
+    if taken is not None:
+        why = f"losses are told apart by the file's name, and {taken!r} is another's"
+        raise IntvitError(f"two losses are called {taken}", where="--prior", why=why, next="rename the file")
     if not config.iterations:
         why = f"method {config.method!r} only draws its images"
         raise IntvitError("a prior needs a method that optimises", where="--prior", why=why, next="--method best")

@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from calib.synthesis.engine import Made, Share
 from calib.synthesis.twin import available_cores
+
+PATIENCE = timedelta(days=30)  # who is done waits for the others, however much slower they are
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,22 @@ def joined() -> Iterator[Place]:
     if world == 1:
         yield Place()
         return
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Place(
             dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         )
     finally:
         dist.destroy_process_group()
+
+
+def agree(number: int, place: Place) -> int:
+    """The ``number`` of rank 0, in every process: all must ask."""
+    if place.world == 1:
+        return number
+    held = [number]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
 
 
 def gather(made: list[Made], place: Place) -> list[Made] | None:

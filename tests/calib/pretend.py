@@ -2,8 +2,7 @@
 
 An operator that meets a tensor of the one kind and a tensor of the other is an error, but for CPU tensors without a
 dimension, as in torch; so is a factory or a draw whose generator belongs to the other device. So code that forgets a
-``.to(device)`` fails here as it would on a GPU. What this cannot show: how CUDA's kernels round, and gradients, since
-autograd asks CUDA itself for each device's queue.
+``.to(device)`` fails here as it would on a GPU. What this cannot show is how CUDA's kernels round.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+_BELOW = torch.device("meta")  # what autograd is told: it would ask CUDA itself for a queue
 _MAY_MIX = ("aten::_to_copy", "aten::copy_", "aten::set_.source_Tensor")
 
 
@@ -34,11 +34,20 @@ class Pretended(torch.Tensor):
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            device=CUDA,
+            device=_BELOW,
+            dispatch_device=True,
             requires_grad=False,
         )
         made.held = held
         return made
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CUDA
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pretended:
         made = Pretended(self.held.clone()).requires_grad_(self.requires_grad)
@@ -62,7 +71,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     alien = [value for value in flat if not isinstance(value, Pretended) and value.ndim > 0]
     name = func.name()
     wanted = kwargs.get("device")
-    on_gpu = torch.device(wanted).type == "cuda" if wanted is not None else bool(there)
+    on_gpu = torch.device(wanted).type != "cpu" if wanted is not None else bool(there)
     indexed = name.startswith(("aten::index", "aten::_index_put")) and isinstance(args[0], Pretended)
     if there and alien and not (name.startswith(_MAY_MIX) or indexed):  # an index may lie on the CPU
         raise RuntimeError(f"{name}: tensors on cuda and on the CPU ({[tuple(one.shape) for one in alien]})")
@@ -95,13 +104,17 @@ class _Factories(TorchDispatchMode):
 
 
 class _Literals(TorchFunctionMode):
-    """``torch.tensor`` reaches no dispatcher before it starts CUDA."""
+    """What asks for a device before any dispatcher is reached: it would start CUDA, or see what lies below."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
         if func is torch.tensor and given.get("device") is not None:
             place = given.pop("device")
             return func(*args, **given).to(place)
+        if func is torch.Tensor.new_tensor and isinstance(args[0], Pretended):
+            return torch.tensor(args[1], dtype=given.get("dtype", args[0].dtype)).to(CUDA)
+        if func is torch.Tensor.to and len(args) > 1 and isinstance(args[1], Pretended):
+            return args[0].to(CUDA, args[1].dtype)
         return func(*args, **given)
 
 

@@ -172,6 +172,16 @@ def test_a_truncated_file_of_torch_is_called_damaged_in_one_sentence(tmp_path: P
     assert len(error.why) < 150 and not error.why.endswith(".")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_torchscript_archive_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+    error = refusal(path)
+    assert "TorchScript" in error.what and "damaged" not in str(error) and "state_dict()" in error.next
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "damaged" in refusal(path).what
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_whole_pickled_module_is_refused(tmp_path: Path, wrapped: bool) -> None:
     path = tmp_path / "model.pth"

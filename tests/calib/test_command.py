@@ -18,6 +18,8 @@ from calib.errors import IntvitError
         (OSError(errno.EACCES, "Permission denied", "/x"), "Permission denied"),
         (MemoryError("cannot get 1 GiB"), "--batch"),
         (RuntimeError("CUDA out of memory. Tried to allocate\nmore"), "--batch"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "--batch"),
+        (RuntimeError("odd"), "fault of intvit"),
         (ValueError("odd"), "fault of intvit"),
     ],
 )

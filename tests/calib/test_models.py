@@ -216,6 +216,40 @@ def test_old_names_are_brought_up_to_date(tmp_path: Path) -> None:
     assert state_bytes(load("swin_t", str(path)).module) == state_bytes(fresh)
 
 
+def test_the_layer_scale_of_deit_iii_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Its own releases have gamma_1 and gamma_2 in each block, and a wrapper."""
+    name = "deit3_small_patch16_224.fb_in1k"
+    fresh = load(name, "random").module
+    state = {
+        key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): t for key, t in fresh.state_dict().items()
+    }
+    assert "blocks.0.gamma_1" in state
+    torch.save({"model": state}, tmp_path / "deit3.pth")
+    assert state_bytes(load(name, str(tmp_path / "deit3.pth")).module) == state_bytes(fresh)
+
+
+def test_a_plain_checkpoint_with_a_name_too_many_goes_through_the_filter_unchanged(tmp_path: Path) -> None:
+    fresh = load("vit_t", "random").module
+    state = dict(fresh.state_dict()) | {"pre_logits.fc.weight": torch.zeros(2)}
+    torch.save(state, tmp_path / "vit.pth")
+    assert state_bytes(load("vit_t", str(tmp_path / "vit.pth")).module) == state_bytes(fresh)
+
+
+@pytest.mark.parametrize("classes", [10, 0])
+def test_a_network_without_a_classifier_takes_that_of_its_checkpoint(tmp_path: Path, classes: int) -> None:
+    """A checkpoint that has none either is refused as the network is."""
+    name = "vit_small_patch16_224.dino"
+    trained = timm.create_model(name.split(".")[0], num_classes=classes)
+    path = tmp_path / "mine.safetensors"
+    save_file(trained.state_dict(), path)
+    if not classes:
+        assert "head is Identity" in complete(refusal(name, str(path))).where
+        return
+    loaded = load(name, str(path))
+    assert (loaded.spec.num_classes, loaded.spec.class_ids) == (10, tuple("0123456789"))
+    assert state_bytes(loaded.module) == state_bytes(trained)
+
+
 @pytest.mark.parametrize("name", ["vit_digits", "vit_t", "swin_t"])
 @pytest.mark.parametrize(
     "state",
@@ -267,6 +301,22 @@ def test_without_the_weights_the_way_round_it_is_told(monkeypatch: pytest.Monkey
         "--checkpoint random",
     ):
         assert part in error.next
+
+
+@pytest.mark.parametrize(
+    ("tag", "repository"),
+    [
+        ("vit_base_patch16_clip_quickgelu_224.openai", "timm/vit_base_patch16_clip_224.openai"),
+        ("vit_base_patch16_224", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+        ("vit_base_mci_224.apple_mclip", "apple/mobileclip_b_timm"),
+    ],
+)
+def test_the_repository_told_is_the_one_timm_asks(monkeypatch: pytest.MonkeyPatch, tag: str, repository: str) -> None:
+    fetching(monkeypatch, OSError("no"))
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    with pytest.raises(IntvitError) as caught:
+        hub.fetch(tag, tag)
+    assert caught.value.where.endswith(f"/{repository}") and f"hf download {repository} " in caught.value.next
 
 
 def test_without_a_network_the_hub_library_is_told_not_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,8 @@ def test_single_layers_may_be_wider_where_integers_are_few_unless_told() -> None
         ("w4a16+uniform", "+uniform says nothing here", "w4a16"),
         ("auto:5+uniform", "a scheme is", "w8a8"),
         ("w8a8+", "unknown option +", "w8a8"),
+        ("w4a16+g16+g64", "one group size only, not +g16 and +g64", "w4a16+g64"),
+        ("w4a16+g64+g64", "one group size only, not +g64 and +g64", "w4a16+g64"),
         ("w-8a8", "a scheme is", "w8a8"),
         ("w8a8\n+attn8", "a scheme is", "w8a8+attn8"),
     ],

@@ -70,6 +70,25 @@ def test_two_processes_make_the_same_bytes(alone: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "set/images.json").read_text())["processes"] == 2
 
 
+def test_two_processes_agree_on_a_batch_of_their_own(tmp_path: Path) -> None:
+    """The first decides: its groups are those that it would make alone."""
+    arguments = [*SMALL[: SMALL.index("--batch")], *SMALL[SMALL.index("--batch") + 2 :]]
+    for name, processes in (("alone", 1), ("shared", 2)):
+        done = run(*arguments, "--out", str(tmp_path / name), processes=processes)
+        assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "shared") == content(tmp_path / "alone")
+
+
+def test_through_a_link_the_set_it_points_at_is_replaced(alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(alone)
+    before = (alone / "images.json").read_bytes()
+    arguments = [*SMALL, "--seed", "0", "--out", str(tmp_path / "link")]
+    assert run(*arguments).returncode == 1 and (alone / "images.json").read_bytes() == before
+    done = run(*arguments, "--force")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "link").is_symlink() and [path.name for path in alone.parent.iterdir()] == ["set"]
+
+
 def test_killed_and_resumed_makes_the_same_bytes(alone: Path, tmp_path: Path) -> None:
     """Killed with SIGKILL once the first group is whole on disk; what was done is not done again."""
     out = tmp_path / "set"
@@ -116,7 +135,7 @@ def test_out_is_not_overwritten_unawares(tmp_path: Path, alone: Path) -> None:
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
     assert run(*SMALL, "--out", str(alone)).returncode == 1
     before = content(alone)
-    (alone.parent / ".set.of-a-run-that-failed.work").mkdir()
+    (alone.parent / ".set.0123456789abcdef.work").mkdir()  # of a run that failed
     done = run(*SMALL, "--out", str(alone), "--force")
     assert done.returncode == 0, done.stderr
     assert content(alone) == before

@@ -39,6 +39,9 @@ def _command(error: BaseException) -> object:
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 1, "/x/y"),
         (ValueError("surprise"), 1, "unexpected ValueError: surprise"),
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate\nmore"), 1, "error: out of memory\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "error: out of memory\n"),
+        (RuntimeError("surprise"), 1, "unexpected RuntimeError: surprise"),
         (typer.Exit(3), 3, ""),
     ],
 )

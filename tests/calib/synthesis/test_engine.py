@@ -172,7 +172,7 @@ def test_any_number_of_threads_or_processes_makes_the_same_images(tiny: Tiny, co
     assert same(alone, synthesise(*tiny, config, 3, workers=3))
     shares = [make_groups(*tiny, config, 3, share=Share(mine, 2), workers=mine + 1) for mine in (0, 1)]
     assert all(shares)
-    assert same(alone, assemble(shares[1] + shares[0]))
+    assert same(alone, assemble(shares[1] + shares[0], config.images))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -187,7 +187,7 @@ def test_torchs_number_of_threads_neither_matters_nor_changes(tiny: Tiny, count:
 def test_more_processes_than_groups(tiny: Tiny) -> None:
     shares = [make_groups(*tiny, SMALL, 3, share=Share(mine, 3)) for mine in range(3)]
     assert [len(made) for made in shares] == [1, 1, 0]
-    assert same(synthesise(*tiny, SMALL, 3), assemble([group for made in shares for group in made]))
+    assert same(synthesise(*tiny, SMALL, 3), assemble([group for made in shares for group in made], SMALL.images))
 
 
 def test_groups_are_made_by_as_many_threads_as_asked_for(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 from calib.errors import IntvitError
 from calib.models import ModelSpec
 from calib.synthesis import engine
-from calib.synthesis.engine import Share, make_groups, synthesise
+from calib.synthesis.engine import Made, Share, assemble, make_groups, synthesise
 from calib.synthesis.methods import PSAQ, SPDFQ
 from calib.synthesis.state import GroupState
 from tests.calib.networks import SWIN_SIDE, complete, spec_of, tiny_swin, tiny_vit
@@ -206,3 +206,42 @@ def test_images_a_minute_do_not_count_what_was_resumed(monkeypatch: pytest.Monke
     now[0] = 130.0
     counter.add(8, "loss 1.00, ")
     assert notes == [(4, 16, "0.0 images/min"), (12, 16, "loss 1.00, 10.0 images/min")]
+
+
+# Processes that do not fit together.
+
+
+def test_groups_are_cut_as_all_processes_agreed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with other memory: each image once all the same, and a batch that was given is not asked about."""
+    config, made, asked = replace(SMALL, images=5, batch=None, iterations=1), [], []
+
+    def agreed(number: int) -> int:
+        asked.append(number)
+        return 2
+
+    for mine, own in enumerate((1, 4)):
+        monkeypatch.setattr(engine, "fitting_batch", lambda *_, own=own: own)
+        made += make_groups(*tiny, config, 0, share=Share(mine, 2), agree=agreed)
+    assert asked == [1, 4]
+    assert sorted(group.members for group in made) == [(0, 1), (2, 3), (4,)]
+    assert len(assemble(made, 5).images) == 5
+    make_groups(*tiny, replace(config, batch=1), 0, share=Share(0, 2), agree=agreed)
+    assert asked == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("groups", "why"),
+    [
+        ([(0, 1), (1, 2)], "made twice: 1"),
+        ([(0,), (2,)], "never made: 1"),
+        ([(0, 1)], "never made: 2"),
+        ([(0, 1), (2, 3)], "not asked for: 3"),
+        ([(0, 0), (3,)], "never made: 1, 2; made twice: 0; not asked for: 3"),
+        ([], "never made: 0, 1, 2"),
+    ],
+)
+def test_a_set_has_each_image_once(groups: list[tuple[int, ...]], why: str) -> None:
+    made = [Made(members, torch.zeros(len(members), 3, 2, 2), [[1]] * len(members), []) for members in groups]
+    with pytest.raises(IntvitError) as caught:
+        assemble(made, 3)
+    assert complete(caught.value).why == why and "--batch" in caught.value.next

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -129,3 +130,75 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
     own = replace(parse_prior(f"{path}=1"), sha256="0" * 64)
     with pytest.raises(IntvitError, match="changed"):
         own.loss()
+
+
+DATED = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+
+@dataclass
+class Settings:
+    part: float = 0.5
+
+
+def loss(images, attention):
+    return Settings().part * images.mean()
+"""
+
+
+def test_a_file_may_define_a_dataclass_with_annotations_of_the_future(tmp_path: Path) -> None:
+    path = tmp_path / "settings.py"
+    path.write_text(DATED)
+    images = torch.ones(1, 3, 2, 2, requires_grad=True)
+    assert float(parse_prior(f"{path}=1").value(images, Attention([], [], [], 1))) == 0.5
+
+
+@pytest.mark.parametrize("text", ["1 / 0", "raise SystemExit(3)", "loss = 3"])
+def test_a_file_that_does_not_load_leaves_no_module(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "json.py"
+    path.write_text(f"import json\n{text}\n")
+    before = set(sys.modules)
+    with pytest.raises((IntvitError, SystemExit)):
+        parse_prior(f"{path}=1")
+    assert set(sys.modules) == before
+
+
+def test_equal_files_are_modules_of_their_own_and_no_importable_ones(tmp_path: Path) -> None:
+    before, found = set(sys.modules), []
+    for name in ("torch", "one", "two"):
+        (tmp_path / f"{name}.py").write_text(FLAT)
+        found.append(parse_prior(f"{tmp_path / name}.py=1").loss())
+    added = set(sys.modules) - before
+    assert len(added) == len({loss.__module__ for loss in found}) == 3
+    assert not any(name.isidentifier() for name in added) and sys.modules["torch"] is torch
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you ...")])
+def test_memory_that_runs_out_is_no_fault_of_the_prior(
+    error: Exception, flat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    own = parse_prior(f"{flat}=1")
+    monkeypatch.setattr(type(own), "loss", lambda _: failing)
+    with pytest.raises(type(error)):
+        own.value(torch.zeros(1), Attention([], [], [], 1))
+
+
+@pytest.mark.parametrize("name", ["class", "tv", "attention", "entropy", "heads", "total", "step", "batch"])
+def test_a_name_that_a_loss_or_a_column_has_is_refused(name: str, flat: Path, tmp_path: Path) -> None:
+    """It would have been lost, or have taken the place of the method's own loss."""
+    file = tmp_path / f"{name}.py"
+    file.write_text(flat.read_text())
+    with pytest.raises(IntvitError, match=f"two losses are called {name}"):
+        with_priors(BEST, [parse_prior(f"{file}=1")])
+
+
+def test_two_files_of_one_name_are_refused(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / flat.name
+    other.write_text(flat.read_text())
+    with pytest.raises(IntvitError, match="two losses are called"):
+        with_priors(BEST, [parse_prior(f"{flat}=1"), parse_prior(f"{other}=1")])
