@@ -16,17 +16,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from calib.errors import IntvitError
+from calib.errors import IntvitError, out_of_memory
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the error says that memory ran out: Python's own, or torch's on a GPU or on the CPU."""
-    said = str(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
-    )
 
 
 def as_message(error: Exception) -> IntvitError:

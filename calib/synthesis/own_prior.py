@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.command import out_of_memory
-from calib.errors import IntvitError
+from calib.errors import IntvitError, out_of_memory
 
 if TYPE_CHECKING:
     from importlib.abc import Loader
