@@ -43,16 +43,14 @@ def test_a_legal_graph_passes() -> None:
 
 @pytest.mark.parametrize("shape", ["float[3] bias", "float[1, 3] bias"])
 def test_a_bias_that_is_not_three_dimensional_is_refused(shape: str) -> None:
-    error = refused(GOOD.replace("float[1, 1, 3] bias", shape).replace("[B, ", "[2, "))
+    error = refused(GOOD.replace("float[1, 1, 3] bias", shape))
     assert error.where == "product"
     assert "(1, 1, N)" in error.why
 
 
 def test_a_one_dimensional_bias_is_refused_on_either_side_of_the_add() -> None:
     text = GOOD.replace("float[1, 1, 3] bias", "float[3] bias").replace("Add(p, bias)", "Add(bias, p)")
-    assert refused(text.replace("[B, ", "[2, ")).where == "product"
-    ort.check(from_text(text))  # with an open batch ONNX Runtime makes no Gemm of it, and keeps the integer product
-    assert read_graph(optimized_bytes(serialized(from_text(text)))).op_histogram()["MatMulIntegerToFloat"] == 1
+    assert refused(text).where == "product"
 
 
 def test_quantized_integers_with_two_readers_are_refused() -> None:

@@ -52,7 +52,7 @@ def bias_shape(model: ir.Model) -> Iterator[Hit]:
         if product.node.op_type != "MatMul" or not product.integer:
             continue
         rows, users = product.left.value.shape, readers(product.node)
-        if rows is None or (len(rows) > 2 and not rows.is_static()):
+        if rows is not None and len(rows) > 2 and not rows.is_static():
             continue  # a float Gemm needs a Reshape to two dimensions of known sizes
         if len(users) != 1 or users[0].op_type != "Add":
             continue
