@@ -16,7 +16,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from calib.errors import IntvitError, out_of_memory
+from calib.errors import IntvitError
+from calib.memory import out_of_memory
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -31,11 +31,3 @@ class IntvitError(Exception):
 
     def __str__(self) -> str:
         return self.render()
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the error says that memory ran out: Python's own, or torch's on a GPU or on the CPU."""
-    said = str(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
-    )

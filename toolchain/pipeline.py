@@ -34,6 +34,7 @@ MODEL_CODE = (
     "calib/models.py",
     "calib/given.py",
     "calib/precision.py",
+    "calib/memory.py",
     "calib/checkpoint.py",
     "calib/scheme.py",
     "calib/quant",

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.errors import IntvitError, out_of_memory
+from calib.errors import IntvitError
+from calib.memory import out_of_memory
 
 if TYPE_CHECKING:
     from importlib.abc import Loader
