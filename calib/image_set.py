@@ -17,8 +17,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from calib.folder import meant
 from calib.models import LoadedModel
-from calib.output import IMAGES, META, PREVIEW, filling, meant
+from calib.output import IMAGES, META, PREVIEW, filling
 from calib.preview import contact_sheet
 from calib.progress import task
 from calib.synthesis.engine import SyntheticSet, assemble, make_groups, starting_images

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from calib.errors import IntvitError
+from calib.folder import aside, filled, locked, meant, recover
 
 IMAGES, META, PREVIEW = "images.safetensors", "images.json", "preview.png"
 
@@ -48,9 +47,9 @@ def check_out(out: Path, force: bool) -> None:
     """
     place = meant(out)
     require_place(place)
-    if os.path.lexists(_aside(place)):
-        with _alone(place):
-            _recover(place)
+    if os.path.lexists(aside(place)):
+        with locked(_lock(place), wait=True):
+            recover(place)
     _require_ours(out, force)
 
 
@@ -77,61 +76,11 @@ def filling(out: Path, force: bool) -> Iterator[Path]:
         IntvitError: there is something at ``out`` by then that may not be replaced.
     """
     place = meant(out)
-    partial = place.with_name(f".{place.name}.partial")
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(place):
-        try:
-            _recover(place)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            yield partial
-            _require_ours(out, force)
-            if os.path.lexists(place):
-                os.replace(place, _aside(place))
-            os.replace(partial, place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            _recover(place)
+    with locked(_lock(place), wait=True), filled(place) as partial:
+        yield partial
+        _require_ours(out, force)
 
 
-def meant(out: Path) -> Path:
-    """Where a link leads: folders are renamed to it and beside it, which would part a link from what it points at."""
-    return Path(os.path.realpath(out)) if out.is_symlink() else out
-
-
-@contextlib.contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Wait for the lock file of ``place`` and hold it inside the block; whoever holds it removes it at the end."""
-    lock = place.with_name(f".{place.name}.lock")
-    while True:
-        with lock.open("a") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            if not _is_still(lock, stream.fileno()):
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _aside(place: Path) -> Path:
-    return place.with_name(f".{place.name}.old")
-
-
-def _recover(place: Path) -> None:
-    """Give the set that stands aside its name back, or remove it where another has taken that name."""
-    aside = _aside(place)
-    if not os.path.lexists(aside):
-        return
-    if os.path.lexists(place):
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.replace(aside, place)
+def _lock(place: Path) -> Path:
+    return place.with_name(f".{place.name}.lock")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from calib.folder import filled, meant, recover
 from runtime.errors import IntvitError
 from runtime.files import write_error
 from runtime.manifest import MANIFEST, MANIFEST_DIGEST, Manifest
@@ -23,10 +22,10 @@ def check_out(out: Path, name: str, force: bool) -> None:
         IntvitError: a file, a folder that is no bundle, or (without ``force``) the bundle of something else; another
             build of it is at work.
     """
-    out = _meant(out)
+    out = meant(out)
     if out.parent.is_dir():
         with _reserved(out):
-            _recover(out)
+            recover(out)
     _require_ours(out, name, force)
 
 
@@ -57,47 +56,15 @@ def filling(out: Path, name: str, force: bool = False) -> Iterator[Path]:
         IntvitError: the place cannot be written, another build is writing it, or has put something else there since
             :func:`check_out` looked.
     """
-    out = _meant(out)
-    partial = out.with_name(f".{out.name}.partial")
+    out = meant(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _reserved(out):
-            try:
-                _recover(out)
-                _require_ours(out, name, force)
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                yield partial
-                if out.exists():
-                    os.replace(out, _aside(out))
-                os.replace(partial, out)
-                shutil.rmtree(_aside(out), ignore_errors=True)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-                _recover(out)
+        with _reserved(out), filled(out) as partial:
+            _require_ours(out, name, force)
+            yield partial
     except OSError as error:
         raise write_error(out, error) from error
 
 
-def _meant(out: Path) -> Path:
-    """Where a link leads: folders are renamed to it and beside it, which would part a link from what it points at."""
-    return out.resolve() if out.is_symlink() else out
-
-
 def _reserved(out: Path) -> contextlib.AbstractContextManager[None]:
     return alone(out.with_name(f".{out.name}.lock"), "another build is writing this bundle")
-
-
-def _aside(out: Path) -> Path:
-    return out.with_name(f".{out.name}.old")
-
-
-def _recover(out: Path) -> None:
-    """After a build that died between its two renames: the old bundle gets its name back, or goes."""
-    aside = _aside(out)
-    if not aside.exists():
-        return
-    if out.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.replace(aside, out)

@@ -131,7 +131,7 @@ def test_a_kill_while_the_old_set_is_removed_leaves_the_new_one_whole(
             seen.append((Path(path).name, (out / META).read_text()))
         remove(path, *args, **kwargs)
 
-    monkeypatch.setattr(output.shutil, "rmtree", watched)
+    monkeypatch.setattr(shutil, "rmtree", watched)
     make(out, force=True)
     assert seen == [(".set.old", "new")]
 
