@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
@@ -43,6 +44,7 @@ def recipe(loaded: LoadedModel, config: SynthesisConfig, seed: int, device: str)
         "bf16": has_fast_bf16(device),
         "torch": torch.__version__,
         "timm": timm.__version__,
+        "numpy": np.__version__,
     }
 
 

@@ -1,6 +1,23 @@
-"""What an error says of memory."""
+"""How much memory there is, and what an error says of it."""
 
 from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+# A container's limit in bytes, "max" or a huge number where there is none: control groups v2, then v1.
+# https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def physical_memory() -> int:
+    """Bytes of memory this process may use at most: the machine's, or a container's limit where that is less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _LIMITS:
+        with suppress(OSError, ValueError):
+            found.append(int(Path(path).read_text("ascii")))
+    return min(found)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -37,7 +37,8 @@ class ModelSpec:
         name: what the user typed. tag: timm's architecture and weight tag, or the packaged model's name.
         kwargs: constructor arguments of a packaged model, empty for a timm tag.
         input_size: (channels, height, width) in pixels. mean, std: per channel, of pixels in [0, 1].
-        crop_pct: part of the resized picture's side that the centre crop keeps. classes: ids in logit order.
+        crop_pct: part of the resized picture's side that the centre crop keeps. class_ids: in logit order.
+        crop_mode: timm's "center", "squash" or "border", see :class:`runtime.manifest.Preprocess`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ModelSpec:
     num_classes: int
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
+    crop_mode: str = "center"
 
     def build(self) -> nn.Module:
         """The network in eval mode; its weights are whatever the constructor leaves in them."""
@@ -128,6 +130,7 @@ def describe(name: str) -> ModelSpec:
         num_classes=int(config.num_classes),
         class_ids=ids,
         class_names=names,
+        crop_mode=config.crop_mode,
     )
 
 

@@ -44,7 +44,7 @@ def load_images(folder: Path, spec: ModelSpec, count: int) -> Tensor:
     """
     transform = create_transform(
         spec.input_size, is_training=False, interpolation=spec.interpolation, mean=spec.mean, std=spec.std,
-        crop_pct=spec.crop_pct,
+        crop_pct=spec.crop_pct, crop_mode=spec.crop_mode,
     )  # fmt: skip
     paths = list_images(folder)
     chosen = [paths[i * len(paths) // min(count, len(paths))] for i in range(min(count, len(paths)))]

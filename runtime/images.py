@@ -31,21 +31,28 @@ _FILTERS = {
 def resized_size(width: int, height: int, rule: Preprocess) -> tuple[int, int]:
     """The (width, height) in pixels a picture is resized to before the crop.
 
-    A square input resizes the short side and cuts the long one down to a whole number, as torchvision's Resize does;
-    any other input keeps the aspect ratio and rounds both sides, as timm's ResizeKeepRatio does.
+    With crop mode "center", a square input resizes the short side and cuts the long one down to a whole number, as
+    torchvision's Resize does; any other input keeps the aspect ratio and rounds both sides, as timm's ResizeKeepRatio
+    does, and so does "border", which fits the long side. "squash" resizes both.
     """
     to_height, to_width = math.floor(rule.height / rule.crop_pct), math.floor(rule.width / rule.crop_pct)
-    if to_height != to_width:
-        ratio = min(height / to_height, width / to_width)
+    if rule.crop_mode == "squash":
+        return to_width, to_height
+    if rule.crop_mode == "border" or to_height != to_width:
+        choose = max if rule.crop_mode == "border" else min
+        ratio = choose(height / to_height, width / to_width)
         return round(width / ratio), round(height / ratio)
     short, long = min(width, height), max(width, height)
     other = int(to_height * long / short)
     return (to_height, other) if width <= height else (other, to_height)
 
 
-def _crop(picture: Image.Image, height: int, width: int) -> Image.Image:
-    if picture.height < height or picture.width < width:  # only by rounding: torchvision pads with black
-        padded = Image.new("RGB", (max(width, picture.width), max(height, picture.height)))
+def _crop(picture: Image.Image, rule: Preprocess) -> Image.Image:
+    height, width = rule.height, rule.width
+    if picture.height < height or picture.width < width:
+        # Outside "border" only by rounding, where torchvision pads with black.
+        fill = tuple(round(255 * value) for value in rule.mean) if rule.crop_mode == "border" else (0, 0, 0)
+        padded = Image.new("RGB", (max(width, picture.width), max(height, picture.height)), fill)
         left, top = max(0, (width - picture.width) // 2), max(0, (height - picture.height) // 2)
         padded.paste(picture, (left, top))
         picture = padded
@@ -59,15 +66,15 @@ def preprocess(
 ) -> npt.NDArray[np.float32]:
     """The input tensor of one picture: float32 (3, H, W), normalised; written into ``out`` where that is given.
 
-    Resize the short side to floor(side / crop_pct), crop the centre, scale to [0, 1], subtract the mean, divide by the
-    standard deviation. The last three are one product and one sum, within 1e-6 of timm's three steps in float32.
+    Resize to :func:`resized_size`, crop the centre, scale to [0, 1], subtract the mean, divide by the standard
+    deviation. The last three are one product and one sum, within 1e-6 of timm's three steps in float32.
     """
     if picture.mode != "RGB":
         picture = picture.convert("RGB")
     size = resized_size(picture.width, picture.height, rule)
     if size != picture.size:
         picture = picture.resize(size, _FILTERS[rule.interpolation])
-    bands = _crop(picture, rule.height, rule.width).split()
+    bands = _crop(picture, rule).split()
     normalised = np.empty((3, rule.height, rule.width), dtype=np.float32) if out is None else out
     for plane, band, mean, std in zip(normalised, bands, rule.mean, rule.std, strict=True):
         plane[...] = np.asarray(band)

@@ -32,16 +32,18 @@ class FileEntry(Strict):
 
 
 class Preprocess(Strict):
-    """How a picture becomes the input tensor: resize the short side, centre crop, scale to [0, 1], normalise.
+    """How a picture becomes the input tensor: resize, centre crop, scale to [0, 1], normalise.
 
-    The rule is timm's evaluation transform (timm.data.transforms_factory, crop_mode "center"):
-    resize side = floor(input side / crop_pct).
+    The rule is timm's evaluation transform (timm.data.transforms_factory.transforms_imagenet_eval). It resizes to
+    floor(input side / crop_pct): with ``crop_mode`` "center" the short side, "squash" both (the aspect ratio is lost),
+    "border" the long side, and what the crop then lacks has the colour of ``mean``.
     """
 
     channels: Literal[3] = 3
     height: int = Field(ge=1)
     width: int = Field(ge=1)
     crop_pct: float = Field(gt=0, le=1)
+    crop_mode: Literal["center", "squash", "border"] = "center"
     interpolation: Literal["nearest", "bilinear", "bicubic"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -83,6 +83,7 @@ def preprocess_rule(spec: ModelSpec) -> Preprocess:
         height=spec.input_size[1],
         width=spec.input_size[2],
         crop_pct=spec.crop_pct,
+        crop_mode=cast(Literal["center", "squash", "border"], spec.crop_mode),
         interpolation=cast(Literal["nearest", "bilinear", "bicubic"], spec.interpolation),
         mean=spec.mean,
         std=spec.std,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors.torch import load_file, save_file
@@ -99,6 +100,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "timm": timm.__version__,
+        "numpy": np.__version__,
         "device": device if device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "bf16": has_fast_bf16(device.split(":")[0]),

@@ -8,6 +8,7 @@ import os
 import torch
 from torch import Tensor, nn
 
+from calib.memory import physical_memory
 from calib.models import ModelSpec
 from calib.network import Network
 from calib.precision import has_fast_bf16
@@ -88,14 +89,14 @@ def fitting_batch(model: nn.Module, spec: ModelSpec, device: str, views: int, bu
 
     Args:
         views: most network inputs an image gives rise to. budget: bytes; default: on CUDA 80 % of the device, else
-            half of the physical memory shared by all cores.
+            half of the memory there is (or that a container may use), shared by all cores.
     """
     cuda = torch.device(device).type == "cuda"
     if budget is None:
         if cuda:
             budget = int(0.8 * torch.cuda.mem_get_info(device)[1])
         else:
-            budget = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // available_cores()
+            budget = physical_memory() // 2 // available_cores()
     need = max(1, int(kept_bytes(model, spec, device) * views * HEADROOM))
     batch = 1
     while batch * 2 <= (CUDA_BATCH if cuda else CPU_BATCH) and batch * 2 * need <= budget:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,6 +36,22 @@ def driver_module() -> Any:
             "the kernels cannot be launched", why="cuda-python is not installed", next=install_cuda_python()
         ) from error
     return driver
+
+
+def kernels_by_context(folder: Path, driver: Any) -> Callable[[], Kernels]:
+    """What gives the kernels of the CUDA context that is current, loaded at its first call: a module has one context.
+
+    ``folder`` and ``driver`` as :class:`Kernels` takes them.
+    """
+    loaded: dict[int, Kernels] = {}
+
+    def kernels() -> Kernels:
+        context = int(driver.cuCtxGetCurrent()[1])
+        if context not in loaded:
+            loaded[context] = Kernels(folder, driver)
+        return loaded[context]
+
+    return kernels
 
 
 class _Array:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import IntvitError
-from runtime.kernels.launch import Kernels, driver_module
+from runtime.kernels.launch import Kernels, driver_module, kernels_by_context
 from runtime.kernels.nodes import ATTRIBUTES, INPUTS, LINEAR_I8, NAMESPACE
 from runtime.kernels.nodes import VERSION as NODES_VERSION
 from runtime.kernels.tiles import DEFAULT_SHARED, TILES, Bits
@@ -162,7 +162,7 @@ def register(folder: Path, *, trt: Any = None) -> list[Any]:
         IntvitError: no TensorRT here, or one without IPluginV3 (before 10.0), or it refuses a creator; no cuda-python,
             which launches the kernels.
     """
-    driver_module()  # inside a launch TensorRT would swallow what is missing
+    driver = driver_module()  # inside a launch TensorRT would swallow what is missing
     if trt is None:
         try:
             trt = importlib.import_module("tensorrt")
@@ -170,14 +170,8 @@ def register(folder: Path, *, trt: Any = None) -> list[Any]:
             raise IntvitError("there is no TensorRT here", why=str(error), next="install TensorRT 10.3") from error
     if not hasattr(trt, "IPluginV3"):
         raise IntvitError("this TensorRT has no IPluginV3", next="use TensorRT 10.3 or later")
-    loaded: list[Kernels] = []
-
-    def kernels() -> Kernels:
-        if not loaded:
-            loaded.append(Kernels(folder))
-        return loaded[0]
-
-    creator, registry = creator_class(trt, plugin_class(trt, kernels)), trt.get_plugin_registry()
+    plugin = plugin_class(trt, kernels_by_context(folder, driver))
+    creator, registry = creator_class(trt, plugin), trt.get_plugin_registry()
     creators = [creator(name) for name in INPUTS]
     for one in creators:
         if not registry.register_creator(one, NAMESPACE):

@@ -63,6 +63,12 @@ def test_preprocessing_is_the_published_one(name: str, stats: tuple, crop: float
     assert ((spec.mean, spec.std), spec.crop_pct, spec.interpolation) == (stats, crop, "bicubic")
 
 
+def test_a_tag_that_squashes_its_pictures_says_so() -> None:
+    assert describe("vit_t").crop_mode == "center"
+    spec = describe("vit_base_patch16_clip_384.openai_ft_in12k_in1k")
+    assert (spec.crop_mode, spec.crop_pct) == ("squash", 0.95)
+
+
 def test_imagenet_classes_are_wordnet_ids_in_logit_order() -> None:
     spec = describe("deit_t")
     assert len(spec.class_ids) == len(set(spec.class_ids)) == len(spec.class_names) == 1000

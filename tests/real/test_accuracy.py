@@ -42,6 +42,7 @@ def transform(vit_tiny: LoadedModel) -> Any:
         mean=spec.mean,
         std=spec.std,
         crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
     )
 
 

@@ -19,10 +19,16 @@ from runtime.manifest import Preprocess
 
 
 def _rule(
-    height: int, width: int, crop: float, interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    height: int,
+    width: int,
+    crop: float,
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic",
+    mode: Literal["center", "squash", "border"] = "center",
 ) -> Preprocess:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Preprocess(height=height, width=width, crop_pct=crop, interpolation=interpolation, mean=mean, std=std)
+    return Preprocess(
+        height=height, width=width, crop_pct=crop, crop_mode=mode, interpolation=interpolation, mean=mean, std=std
+    )
 
 
 def _picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -41,6 +47,7 @@ def _timm(picture: Image.Image, rule: Preprocess) -> np.ndarray:
         mean=rule.mean,
         std=rule.std,
         crop_pct=rule.crop_pct,
+        crop_mode=rule.crop_mode,
     )
     return np.asarray(transform(picture.convert("RGB")))
 
@@ -51,12 +58,18 @@ def _timm(picture: Image.Image, rule: Preprocess) -> np.ndarray:
     st.sampled_from([(64, 64), (56, 56), (33, 33), (48, 64)]),
     st.sampled_from([0.875, 0.9, 0.95, 1.0]),
     st.sampled_from(["nearest", "bilinear", "bicubic"]),
+    st.sampled_from(["center", "squash", "border"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_exactly_timm(
-    width: int, height: int, side: tuple[int, int], crop: float, how: Literal["nearest", "bilinear", "bicubic"]
+    width: int,
+    height: int,
+    side: tuple[int, int],
+    crop: float,
+    how: Literal["nearest", "bilinear", "bicubic"],
+    mode: Literal["center", "squash", "border"],
 ) -> None:
-    rule = _rule(*side, crop, how)
+    rule = _rule(*side, crop, how, mode)
     picture = _picture(width, height)
     if max(picture.size) > 40 * min(picture.size):
         picture = picture.resize((50, 60))
@@ -92,6 +105,16 @@ def test_sizes_by_hand() -> None:
     assert resized_size(500, 375, rule) == (330, 248)  # int(248 * 500 / 375) = 330
     assert resized_size(375, 500, rule) == (248, 330)
     assert resized_size(248, 248, rule) == (248, 248)
+    assert resized_size(500, 375, _rule(224, 224, 0.9, mode="squash")) == (248, 248)
+    assert resized_size(500, 375, _rule(224, 224, 0.9, mode="border")) == (248, 186)  # 375 / (500 / 248)
+
+
+def test_the_border_has_the_colour_of_the_mean() -> None:
+    """A white strip four times as wide as high: what the square lacks above and below is black after normalisation."""
+    rule = _rule(8, 8, 1.0, mode="border")
+    found = preprocess(Image.new("RGB", (80, 20), "white"), rule)
+    assert np.abs(found[:, [0, 1, 2, 5, 6, 7]]).max() < 0.5 / 255 / 0.224 + 1e-6  # the mean, rounded to a byte
+    assert (found[:, 3:5] > 2).all()
 
 
 def test_files(tmp_path: Path) -> None:

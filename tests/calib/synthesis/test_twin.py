@@ -165,8 +165,7 @@ def test_the_budget_is_half_the_memory_shared_by_the_cores(monkeypatch: pytest.M
     model = tiny_vit()
     spec, (copy,) = spec_of(model, VIT_SIDE), twins(model, 1, "cpu")
     need = int(kept_bytes(copy, spec, "cpu") * 2.5)
-    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * 3 * 4 * need + 6}
-    monkeypatch.setattr(twin.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(twin, "physical_memory", lambda: 2 * 3 * 4 * need + 6)
     monkeypatch.setattr(twin, "available_cores", lambda: 3)
     assert fitting_batch(copy, spec, "cpu", 1) == 4
     monkeypatch.setattr(twin, "available_cores", lambda: 4)

@@ -13,7 +13,7 @@ import pytest
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from runtime.kernels.build import UNITS, source_hash
-from runtime.kernels.launch import Kernels
+from runtime.kernels.launch import Kernels, kernels_by_context
 from runtime.kernels.tiles import TILES
 from tests.runtime.kernels.fake_driver import CUresult, FakeArray, FakeDriver
 
@@ -64,6 +64,19 @@ def test_without_a_context_the_primary_one_is_taken(folder: Path) -> None:
     Kernels(folder, driver)
     assert driver.of("cuCtxSetCurrent") == [(42,)]
     assert driver.names().index("cuDevicePrimaryCtxRetain") < driver.names().index("cuCtxSetCurrent")
+
+
+def test_each_context_has_modules_of_its_own(folder: Path) -> None:
+    """Two engines of one process, on two GPUs: a function of the first's context cannot be launched in the second's."""
+    driver = FakeDriver(context=7)
+    kernels = kernels_by_context(folder, driver)
+    assert driver.calls == []  # nothing before the first launch
+    first = kernels()
+    driver.context = 8
+    second = kernels()
+    assert first is not second and kernels() is second
+    driver.context = 7
+    assert kernels() is first and len(driver.of("cuModuleLoadData")) == 2 * len(UNITS)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
