@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 _BELOW = torch.device("meta")  # what autograd is told: it would ask CUDA itself for a queue
+_PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 _MAY_MIX = ("aten::_to_copy", "aten::copy_", "aten::set_.source_Tensor")
 
 
@@ -115,6 +116,9 @@ class _Literals(TorchFunctionMode):
             return torch.tensor(args[1], dtype=given.get("dtype", args[0].dtype)).to(CUDA)
         if func is torch.Tensor.to and len(args) > 1 and isinstance(args[1], Pretended):
             return args[0].to(CUDA, args[1].dtype)
+        if func in _PRODUCTS and [one.ndim for one in args] == [1, 2]:
+            # torch would squeeze the result in place: what is held, and not what is shown
+            return func(args[0].unsqueeze(0), args[1]).squeeze(0)
         return func(*args, **given)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from calib.align.config import FORMS
 from calib.calibrate import CalibrateConfig, calibrate
 from calib.recipes import recipe
 from calib.scheme import parse
@@ -31,7 +32,7 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses() -> None:
         assert type(torch.ones(3) * 2) is torch.Tensor
 
 
-@pytest.mark.parametrize("network", [vit, pytest.param(swin, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("network", [vit, pytest.param(swin, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 @pytest.mark.parametrize("scheme", ["w4a8", "w8a8+int", "w8a8+attn8+res8", "w4a16+g16"])
 def test_a_network_on_the_gpu_is_calibrated_there(network: Callable[[], nn.Module], scheme: str) -> None:
     assert_all_there(network(), scheme, recipe("best", "fast").align)
@@ -51,6 +52,34 @@ def test_so_do_reconstruction_and_published_recipes(method: str, scheme: str) ->
     if config.reconstruct is not None:
         config = replace(config, reconstruct=replace(config.reconstruct, iterations=3))
     assert_all_there(vit(), scheme, config)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_so_does_distillation(augment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = torch.random.fork_rng  # it would ask the driver for the GPU's state
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: fork([]))
+    config = recipe("mimiq").align
+    assert config.distill is not None
+    assert_all_there(vit(), "w4a4", replace(config, distill=replace(config.distill, epochs=1, augment=augment, batch=3)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_so_does_every_form_of_the_correction(form: str) -> None:
+    assert_all_there(vit(), "w4a8", recipe("dfq-vit", correction=form).align)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("method", ["best", "mimiq"])
+def test_gradients_through_swin(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: fork([]))
+    config = recipe(method).align
+    if config.reconstruct is not None:
+        config = replace(config, reconstruct=replace(config.reconstruct, iterations=2))
+    if config.distill is not None:
+        config = replace(config, distill=replace(config.distill, epochs=1, batch=3))
+    assert_all_there(swin(), "w4a4", config)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "procedural"])

@@ -143,10 +143,23 @@ def decomposed_gelu(model: ir.Model) -> Iterator[Hit]:
 def _movers(node: ir.Node) -> Iterator[ir.Node]:
     """The nodes behind a DequantizeLinear past which ONNX Runtime moves it: it stops where a quantizer follows."""
     for user in readers(node):
-        if user.op_type == "Identity":
-            yield from _movers(user)
+        undone = _undone(user)
+        if user.op_type == "Identity" or undone is not None:
+            yield from _movers(undone or user)
         elif user.op_type in _MOVED_PAST and not _quantized_again(user):
             yield user
+
+
+def _undone(node: ir.Node) -> ir.Node | None:
+    """The Transpose that alone reads this one and turns it back; ONNX Runtime drops such pairs first."""
+    behind = readers(node)
+    if node.op_type != "Transpose" or len(behind) != 1 or behind[0].op_type != "Transpose":
+        return None
+    first, second = (one.attributes.get("perm") for one in (node, behind[0]))
+    if first is None or second is None or node.outputs[0].is_graph_output():
+        return None
+    there, back = first.as_ints(), second.as_ints()
+    return behind[0] if [there[axis] for axis in back] == sorted(there) else None
 
 
 def _quantized_again(node: ir.Node) -> bool:

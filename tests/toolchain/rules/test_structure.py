@@ -189,6 +189,13 @@ CASES = [
         swap(moved("Reshape(i, c)"), ("m = ", "i = Identity(xd)\n  m = ")),
         onnxruntime="refused",
     ),
+    Case(
+        "turned twice, not back",
+        "moved-quantizer",
+        "quantize",
+        moved("Transpose<perm=[3, 0, 2, 1]>(t)").replace("m = ", "t = Transpose<perm=[3, 0, 2, 1]>(xd)\n  m = "),
+        onnxruntime="refused",
+    ),
     Case("the scores", "int8-attention", "softmax", swap(ATTENTION, QUANTIZED_SCORES), tensorrt=""),
     Case("the probabilities", "int8-attention", "softmax", swap(ATTENTION, QUANTIZED_OUTPUT), tensorrt=""),
     Case(
@@ -277,8 +284,9 @@ def test_an_attention_node_with_dequantized_inputs_is_found() -> None:
             moved("Reshape(xd, c)"),
             ("r = Sigmoid(m)", "mq = QuantizeLinear(m, s, z)\n  md = DequantizeLinear(mq, s, z)\n  r = Sigmoid(md)"),
         ),
+        moved("Transpose<perm=[1, 3, 2, 0]>(t)").replace("m = ", "t = Transpose<perm=[3, 0, 2, 1]>(xd)\n  m = "),
     ],
-    ids=["opset 20", "unsigned", "not moved past", "quantized behind"],
+    ids=["opset 20", "unsigned", "not moved past", "quantized behind", "turned back"],
 )
 def test_quantizers_that_stay_where_they_are_load(text: str) -> None:
     model = Case("", "", "", text).model()
