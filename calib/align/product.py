@@ -15,7 +15,7 @@ from calib.align.rounding import relative_error
 from calib.quant.attention import QuantProduct
 from calib.quant.quantizer import ActQuantizer
 
-BATCH_ROWS = 512  # most rows kept of an operand a batch: all of P would be T times larger than any layer's input
+BATCH_ROWS = 512  # rows kept of an operand a whole batch: all of P would be T times larger than any layer's input
 
 
 class _Operand:
@@ -24,14 +24,21 @@ class _Operand:
     def __init__(self) -> None:
         self.kept: list[Tensor] = []
         self.energies: list[Tensor] = []
+        self.counts: list[int] = []
         self.ends = (0.0, 0.0)
 
     def read(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Keep a sample of the rows and the mean square of every channel."""
+        """Keep a sample of the rows, of a shorter batch as much shorter, and the energy of every channel."""
         flat = rows.flatten(0, -2)
-        self.kept.append(sample(flat, BATCH_ROWS, generator).clone())
-        self.energies.append(flat.square().mean(0))
+        self.counts.append(len(flat))
+        share = -(-BATCH_ROWS * len(flat) // self.counts[0])
+        self.kept.append(sample(flat, min(share, BATCH_ROWS), generator).clone())
+        self.energies.append(flat.square().sum(0))
         self.widen(rows)
+
+    def mean_square(self) -> Tensor:
+        """Of every channel, over all rows read: (K,)."""
+        return torch.stack(self.energies).sum(0) / sum(self.counts)
 
     def widen(self, rows: Tensor) -> None:
         """Take in the smallest and the largest value."""
@@ -42,8 +49,7 @@ class _Operand:
     ) -> None:
         """Search the step; an error in channel k costs the mean square of the other operand's channel k."""
         rows = sample(torch.cat(self.kept), config.rows, generator)
-        weight = torch.stack(other.energies).mean(0)
-        quantizer.set(choose_range(rows, quantizer.bits, weight, config.ranges, ends=self.ends).scale)
+        quantizer.set(choose_range(rows, quantizer.bits, other.mean_square(), config.ranges, ends=self.ends).scale)
 
 
 def quantize_product(
@@ -55,6 +61,8 @@ def quantize_product(
     generator: torch.Generator,
 ) -> dict[str, Any]:
     """Fix both quantizers of a product, in place, and switch it to integers; the row for the report.
+
+    Its error is that of the first batch held out.
 
     Args:
         fit, held: (left, right) (..., M, K) and (..., K, N) float32, batch after batch, of the images to fit and of

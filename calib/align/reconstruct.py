@@ -13,7 +13,7 @@ Reconstruction: the loss divides every token's squared error by its energy in th
 tokens own it. Where the head reads the class token alone, that token has a share of its own: one among 197 would hardly
 be heard (docs/decisions/0031-the-class-token.md). Rates are relative (see ``trainable``) and were chosen once, on the
 reconstruction error of held-out images (docs/decisions/0007-rounding-and-reconstruction.md). A block whose held-out
-error does not fall is put back.
+error does not fall is put back, and so is one whose numbers overflow: its row then has its error as it was.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from calib.align.trainable import (
     TrainableNorm,
     TrainableProduct,
     TrainableResidual,
+    sound,
     trainable_between,
 )
 from calib.network import Network
@@ -123,8 +124,9 @@ def reconstruct(
     units = _output_sizes(student, job.piece, job.inputs[split.fit[: config.batch]])
     with torch.enable_grad(), _trainable(student, job.piece, units, config, seed) as parts:
         _descend(parts, job, split, config, seed)
-    after = _held_errors(job, split, batch)
-    accepted = _judge(after, before, config) < _judge(before, before, config)
+        diverged = not all(sound(part) for part in parts)
+    after = before if diverged else _held_errors(job, split, batch)
+    accepted = not diverged and _judge(after, before, config) < _judge(before, before, config)
     if not accepted:
         _restore(student, kept)
     row: dict[str, Any] = {"step": "reconstruct", "layer": job.piece.name, "before": before[0], "after": after[0]}
@@ -208,7 +210,7 @@ def _trainable(
         yield list(parts.values())
     finally:
         for name, part in parts.items():
-            student.set_submodule(name, part.commit())
+            student.set_submodule(name, part.commit() if sound(part) else part.plain)
 
 
 def _output_sizes(student: Network, piece: Segment, inputs: Tensor) -> dict[str, float]:

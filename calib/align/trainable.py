@@ -134,6 +134,11 @@ class TrainableLinear(nn.Module):
         first, last = (end * self.weight_unit for end in (self.grid.first, self.grid.last))
         self.latent.copy_(torch.minimum(torch.maximum(self.latent, first), last))
 
+    @property
+    def plain(self) -> QuantLinear:
+        """What learned here, its own numbers untouched until ``commit``."""
+        return self.layer
+
     @torch.no_grad()
     def commit(self) -> QuantLinear:
         """Put the learned numbers into the plain layer and return it."""
@@ -172,6 +177,11 @@ class TrainableProduct(nn.Module):
         out = (levels_of[0] @ levels_of[1]).float() * (self.log_left + self.log_right).exp()
         return out if peak is None else out * peak
 
+    @property
+    def plain(self) -> QuantProduct:
+        """What learned here, its own numbers untouched until ``commit``."""
+        return self.product
+
     @torch.no_grad()
     def commit(self) -> QuantProduct:
         """Put the learned steps into the plain product and return it."""
@@ -199,11 +209,26 @@ class TrainableResidual(nn.Module):
         found = activation_levels(x.float() / unit, self.log_step, quantizer.zero_point.float(), quantizer.bits)
         return found * self.log_step.exp() * unit
 
+    @property
+    def plain(self) -> QuantResidual:
+        """What learned here, its own numbers untouched until ``commit``."""
+        return self.point
+
     @torch.no_grad()
     def commit(self) -> QuantResidual:
         """Put the learned step into the plain point and return it."""
         self.point.quant.set(float(self.log_step.exp()))
         return self.point
+
+
+def sound(part: nn.Module) -> bool:
+    """Whether every number that learned is finite, and every step, held as a logarithm, a positive finite float32."""
+    for name, value in part.named_parameters(recurse=False):
+        if not bool(torch.isfinite(value).all()):
+            return False
+        if name.startswith("log_") and not bool((torch.isfinite(value.exp()) & (value.exp() > 0)).all()):
+            return False
+    return True
 
 
 def trainable_between(module: QuantProduct | QuantResidual) -> TrainableProduct | TrainableResidual:
@@ -231,6 +256,11 @@ class TrainableNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C) float32."""
         return F.layer_norm(x.float(), self.norm.normalized_shape, *self._numbers(), self.norm.eps)
+
+    @property
+    def plain(self) -> nn.LayerNorm:
+        """What learned here, its own numbers untouched until ``commit``."""
+        return self.norm
 
     @torch.no_grad()
     def commit(self) -> nn.LayerNorm:

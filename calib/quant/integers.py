@@ -35,17 +35,17 @@ NORM_STEPS = 6  # of Newton's iteration, from within a factor of 2
 LOGISTIC = 1.702  # GELU(x) is x times the logistic function of 1.702 x, within 0.021 (Hendrycks and Gimpel, 2016)
 
 
-def dyadic(ratios: Tensor) -> tuple[Tensor, int]:
-    """Integers m and one e with ``m 2^-e`` nearest to ``ratios``: |m| < 2^31, 0 <= e <= 60.
+def dyadic(ratios: Tensor, most_shift: int = MOST_SHIFT) -> tuple[Tensor, int]:
+    """Integers m and one e with ``m 2^-e`` nearest to ``ratios``: |m| < 2^31, 0 <= e <= ``most_shift``.
 
-    The largest m uses all 31 bits; the others share its e.
+    The largest m uses all 31 bits where e may be as large as that takes; the others share its e.
 
     Args:
-        ratios: float64, any shape, finite.
+        ratios: float64, any shape, finite. most_shift: 0..60.
     """
     largest = float(ratios.abs().max())
     shift = MULTIPLIER_BITS - math.frexp(largest)[1] if largest else 0
-    shift = min(max(shift, 0), MOST_SHIFT)
+    shift = min(max(shift, 0), most_shift)
     most = float((1 << MULTIPLIER_BITS) - 1)
     return (ratios * 2.0**shift).round().clamp(-most, most).long(), shift
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -45,16 +47,19 @@ class Rescale(nn.Module):
     ) -> None:
         """From sums in ``unit``, with ``bias`` added, to levels of ``step``; all broadcast to (N,), real numbers > 0.
 
+        Where the offset would not fit beside a multiplier of 31 bits, the multiplier has fewer.
+
         Args:
             limits: lowest and highest level. zero: the level that stands for 0.
         """
         step = step.double()
-        multiplier, shift = integers.dyadic((unit.double() / step).broadcast_to(self.multiplier.shape))
-        bias = torch.zeros(()) if bias is None else bias
-        offset = (bias.double() / step + zero) * 2.0**shift
-        most = float(integers.MOST_OFFSET // 2)
+        offset = (torch.zeros(()) if bias is None else bias).double() / step + zero
+        most = integers.MOST_OFFSET // 2
+        room = math.floor(math.log2(most / max(float(offset.abs().max()), 1.0)))
+        ratio = (unit.double() / step).broadcast_to(self.multiplier.shape)
+        multiplier, shift = integers.dyadic(ratio, min(max(room, 0), integers.MOST_SHIFT))
         self.multiplier.copy_(multiplier)
-        self.offset.copy_(offset.round().clamp(-most, most).long() + integers.half(shift))
+        self.offset.copy_((offset * 2.0**shift).round().clamp(-most, most).long() + integers.half(shift))
         self.step.copy_(step)
         for name, value in (("shift", shift), ("low", limits[0]), ("high", limits[1]), ("zero", int(zero))):
             getattr(self, name).fill_(value)

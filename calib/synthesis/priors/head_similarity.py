@@ -184,6 +184,9 @@ def head_similarity_loss(
     losses = []
     with torch.autocast(device_type=queries[0].device.type, enabled=False):
         for q, k in zip(queries, keys, strict=True):
+            if q.shape[1] == 1:  # alike with itself; what the arithmetic leaves of that is no signal
+                losses.append(0 * q.sum(dtype=scratch.empty.dtype))
+                continue
             skipped = (prefix_tokens if rows is None else 0, prefix_tokens)
             chosen = q if rows is None else q.index_select(2, rows + prefix_tokens)
             losses.append(LayerLoss.apply(chosen, k, skipped, scratch))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from calib.align.config import LayerConfig
-from calib.align.product import BATCH_ROWS, quantize_product
+from calib.align.product import BATCH_ROWS, _Operand, quantize_product
 from calib.align.ranges import CLIPS_8BIT, search_range
 from calib.align.rounding import relative_error
 from calib.errors import IntvitError
@@ -69,6 +69,21 @@ def test_the_steps_are_those_of_least_error_in_the_product() -> None:
         wanted = search_range(own, 8, weight, ends=(float(every.min()), float(every.max())))
         assert float(quantizer.scale) == pytest.approx(wanted.scale)
         assert any(float(quantizer.scale) == pytest.approx(float(every.abs().max()) * c / 127) for c in CLIPS_8BIT)
+
+
+def test_a_short_last_batch_counts_as_much_as_it_has() -> None:
+    """The same images in one batch, and in two of which the second has one image: the same steps."""
+    (left, right), (more, loud) = calls(0)
+    whole = [(torch.cat([left, more[:1]]), torch.cat([right, 30 * loud[:1]]))]
+    parted = [(left, right), (more[:1], 30 * loud[:1])]
+    found = [quantized(fit, calls(1))[0] for fit in (whole, parted)]
+    for side in ("left", "right"):
+        assert float(getattr(found[0], side).scale) == pytest.approx(float(getattr(found[1], side).scale))
+    operand = _Operand()
+    for rows in (torch.ones(3, 1000, 4), 10 * torch.ones(1, 1000, 4)):
+        operand.read(rows, torch.Generator())
+    assert [len(kept) for kept in operand.kept] == [BATCH_ROWS, 171]  # 512 / 3, rounded up
+    assert torch.equal(operand.mean_square(), torch.full((4,), (3 + 100) / 4))
 
 
 @pytest.mark.parametrize("by_row", [False, True])

@@ -122,6 +122,19 @@ def test_a_block_that_gets_worse_is_put_back(scheme: str) -> None:
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("wild", [{"scale_rate": 50.0}, {"scale_rate": -1e3}, {"bias_rate": 1e36}])
+def test_a_block_whose_numbers_overflow_is_put_back(wild: dict[str, float]) -> None:
+    """It used to end in a bare ValueError: a step of infinity is no quantizer's."""
+    student, block, inputs, wanted, split = block_of(tiny_vit, VIT_SIDE, "w3a8+attn8")
+    before = numbers(student)
+    row = reconstruct(student, Job(block, inputs, wanted, None), split, replace(QUICK, iterations=4, **wild), seed=0)
+    assert not row["accepted"] and row["after"] == row["before"]
+    after = numbers(student)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    kinds = {type(student.get_submodule(site.name)) for site in block.sites}
+    assert kinds == {QuantLinear}
+
+
 def test_the_same_seed_gives_the_same_numbers_and_the_random_state_is_nobodys() -> None:
     made = []
     for seed in (0, 0, 1):

@@ -150,3 +150,16 @@ def test_views_of_a_joint_projection_and_one_sided_gradient() -> None:
     head_similarity_loss([copied], [k.detach()], 1).backward()
     torch.testing.assert_close(joint.grad.permute(2, 0, 3, 1, 4)[0], copied.grad)
     assert not joint.grad[:, :, 2].any() and joint.grad[:, :, 1].any()
+
+
+def test_one_head_is_alike_with_itself() -> None:
+    """Exactly 0, without a gradient: float32 leaves -4e-8, which a weight over its first value would make a signal."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 1, 17, 8, generator=generator).requires_grad_(True) for _ in range(2))
+    loss = head_similarity_loss([q], [k], 1)
+    slopes = torch.autograd.grad(loss, (q, k), allow_unused=True)
+    assert loss.dtype == torch.float32 and float(loss.detach()) == 0
+    assert all(slope is None or not bool(slope.any()) for slope in slopes)
+    many, keys = (torch.randn(2, 3, 17, 8, generator=generator) for _ in range(2))
+    both = head_similarity_loss([q.detach(), many], [k.detach(), keys], 1)
+    assert float(both) == pytest.approx(float(head_similarity_loss([many], [keys], 1)) / 2)
