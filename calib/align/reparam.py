@@ -43,7 +43,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Ends:
-    """Smallest and largest value of every input channel over all images: (K,) and (K,)."""
+    """Smallest and largest value of every input channel over the images looked at: (K,) and (K,)."""
 
     low: Tensor
     high: Tensor

@@ -305,8 +305,6 @@ def descend(config: SynthesisConfig, swin: bool, state: GroupState, slope: Tenso
     optimiser, step, steps = config.optimiser, state.step, config.iterations
     if optimiser.restart:
         _, step, steps = round_at(config.rounds, config.iterations, state.step)
-        if step == 0:
-            state.forget()
     adam(state, slope, rate_at(optimiser, swin, step, steps), optimiser, state.step - state.since + 1)
 
 

@@ -54,16 +54,17 @@ def view(images: Tensor, config: SynthesisConfig, state: GroupState) -> Tensor:
     part, _, _ = round_at(config.rounds, config.iterations, state.step)
     shown = images
     if part.roll:
-        shown = random_roll(shown, max(1, round(part.roll * images.shape[2] / 224)), generator)
+        reach = max(1, round(part.roll * images.shape[2] / 224))
+        shown = random_roll(shown, reach, generator, views.diagonal)
     if views.crops is not None:
         smallest = easy_to_hard(state.step, config.iterations, views.crops)
         shown = random_crops(shown, smallest, views.crop_ratio, generator)
     if views.flip:
         shown = random_flip(shown, generator)
-    if views.colour:
-        shown = colour_shift(shown, generator)
     if views.noise:
         shown = colour_offset(shown, views.noise * (1 - state.step / config.iterations), generator)
+    if views.colour:
+        shown = colour_shift(shown, generator)
     return shown
 
 

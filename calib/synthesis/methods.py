@@ -29,7 +29,7 @@ class Optimiser:
 
     Attributes:
         rate, swin_rate: peak learning rates. betas. weight_decay: decoupled. warmup: share of a round with rising rate.
-        floor: rate at the end of the cosine. restart: begin rate and moments anew with every round.
+        floor: rate at the end of the cosine. restart: begin the rate anew with every round.
     """
 
     rate: float = 0.2
@@ -77,12 +77,13 @@ class Views:
     """What the network sees of the image at a step.
 
     Attributes:
-        flip: mirror at random. noise: standard deviation of a random colour offset at the start, falling to 0.
+        diagonal: roll both axes by the same number. flip: mirror at random. noise: standard deviation of a random colour offset at the start, falling to 0.
         colour: random colour shift and contrast. crops: smallest area share of the easy-to-hard crops; None = off.
         crop_ratio: narrowest aspect of a crop. patches: most semantic patches in an image, 0 = off.
         patch_sides: their sides as shares of the image's.
     """
 
+    diagonal: bool = False
     flip: bool = False
     noise: float = 0.0
     colour: bool = False
@@ -134,7 +135,10 @@ NOISE = SynthesisConfig("noise")
 PROCEDURAL = SynthesisConfig("procedural", start="procedural")
 
 # PSAQ-ViT's code: 32 images; Adam 0.20 (Swin 0.25), betas (0.5, 0.9); two rounds of 500, each with 100 warm-up
-# iterations, then cosine to 0; roll by up to 15 then 30; flip; L = L_PSE + CE + 0.05 |TV - tau|.
+# iterations, then cosine to 0, Adam's moments kept; roll by up to 15 then 30, down as far as right; flip;
+# L = L_PSE + CE + 0.05 |TV - tau|. Two differences: its densities are sampled between the extremes of the whole batch,
+# here between each image's own, so that no image depends on its neighbours; and on Swin it estimates one density an
+# image, over the pairs of all its windows, where here each window has its own and their mean counts.
 PSAQ = SynthesisConfig(
     "psaq",
     iterations=1000,
@@ -142,12 +146,13 @@ PSAQ = SynthesisConfig(
     optimiser=Optimiser(0.2, 0.25, (0.5, 0.9), warmup=0.2, restart=True),
     priors=Priors(entropy=1.0),
     variation=Variation(0.05),
-    views=Views(flip=True),
+    views=Views(diagonal=True, flip=True),
     targets=Targets(1.0),
 )
 
 # MimiQ's code: N(0,1) start; AdamW 0.1, weight decay 1e-6, cosine to 0.001 over 2,000 iterations; batches of 16;
-# roll by up to 8 in the first half and 16 in the second; L = L_IHC + CE + 2.5e-5 TV.
+# roll by up to 8 in the first half and 16 in the second, each axis by itself; then noise, then colour;
+# L = L_IHC + CE + 2.5e-5 TV.
 MIMIQ = SynthesisConfig(
     "mimiq",
     iterations=2000,

@@ -12,9 +12,13 @@ from torch import Tensor
 Box = tuple[int, int, int, int]
 
 
-def random_roll(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """Roll (B, C, H, W) by one offset for the whole batch, each axis uniform in -reach..reach pixels."""
-    down, right = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+def random_roll(images: Tensor, reach: int, generator: torch.Generator, diagonal: bool = False) -> Tensor:
+    """Roll (B, C, H, W) by one offset for the whole batch, each axis uniform in -reach..reach pixels.
+
+    ``diagonal``: both axes by the same number, as PSAQ-ViT's code has it.
+    """
+    drawn = torch.randint(-reach, reach + 1, (1 if diagonal else 2,), generator=generator).tolist()
+    down, right = drawn[0], drawn[-1]
     return torch.roll(images, shifts=(down, right), dims=(2, 3))
 
 

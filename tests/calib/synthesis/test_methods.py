@@ -38,7 +38,7 @@ def test_psaq_has_the_published_numbers() -> None:
     assert (PSAQ.priors.heads, PSAQ.priors.attention) == (0.0, 0.0)
     assert (PSAQ.variation.weight, PSAQ.variation.target, PSAQ.variation.batch) == (0.05, (2500.0, 3000.0), 32)
     assert (PSAQ.targets.weight, PSAQ.targets.soft) == (1.0, False)
-    assert PSAQ.views == Views(flip=True)
+    assert PSAQ.views == Views(diagonal=True, flip=True)
 
 
 def test_mimiq_has_the_published_numbers() -> None:

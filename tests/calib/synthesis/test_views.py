@@ -54,6 +54,13 @@ def test_rolls_reach_every_offset_and_none_further() -> None:
     assert min(found.values()) > 60 and max(found.values()) < 150
 
 
+def test_a_diagonal_roll_goes_as_far_down_as_right() -> None:
+    images, source, found = drawn(2, 3, 9, 9), generator(), Counter()
+    for _ in range(300):
+        found[offset(random_roll(images, 1, source, diagonal=True), images, 1)] += 1
+    assert found.keys() == {(-1, -1), (0, 0), (1, 1)} and min(found.values()) > 70
+
+
 def test_flips_mirror_columns_half_of_the_time() -> None:
     images, source = drawn(2, 3, 4, 5), generator()
     flipped = 0
