@@ -6,12 +6,24 @@ import contextlib
 import io
 import os
 import sys
+from typing import Any
 
 import rich.console
 
 
+PIPE_WIDTH = 160  # columns where nobody told how many there are: no layer's name is cut for a file or a pipe
+
+
 class Console(rich.console.Console):
-    """Prints until nobody reads any more (``| head -1``), and is silent from then on."""
+    """Prints until nobody reads any more (``| head -1``), and is silent from then on.
+
+    What is no terminal is taken to have 160 columns, unless the caller or ``COLUMNS`` names another number.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not self.is_terminal and "width" not in options and not os.environ.get("COLUMNS"):
+            self.width = PIPE_WIDTH
 
     def on_broken_pipe(self) -> None:
         """See :meth:`rich.console.Console.on_broken_pipe`, which ends the process instead."""
