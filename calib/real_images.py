@@ -52,6 +52,8 @@ def load_images(folder: Path, spec: ModelSpec, count: int) -> Tensor:
     for path in chosen:
         try:
             with Image.open(path) as picture:
+                if picture.mode.startswith(("I", "F")):  # Pillow's modes of 16 and 32 bits
+                    raise ValueError("it has more than 8 bits a channel, which conversion would clip to white")
                 out.append(transform(picture.convert("RGB")))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise IntvitError(

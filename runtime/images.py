@@ -21,6 +21,7 @@ _BROKEN = (
     *(OSError, ValueError, SyntaxError, ArithmeticError, EOFError, LookupError, MemoryError),
     *(struct.error, Image.DecompressionBombError),
 )
+_DEEP = ("I", "F")  # Pillow's modes of 16 and 32 bits
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -87,10 +88,13 @@ def load_image(path: Path, rule: Preprocess, out: npt.NDArray[np.float32] | None
     """:func:`preprocess` of a JPEG or PNG file.
 
     Raises:
-        IntvitError: the file is no such picture, is truncated, or is too large to decode safely.
+        IntvitError: the file is no such picture, is truncated, is too large to decode safely, or has more than 8 bits
+            a channel.
     """
     try:
         with path.open("rb", buffering=_BUFFER) as file, Image.open(file, formats=_FORMATS) as picture:
+            if picture.mode.startswith(_DEEP):
+                raise ValueError("it has more than 8 bits a channel, which conversion would clip to white")
             return preprocess(picture, rule, out)
     except _BROKEN as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -107,3 +107,10 @@ def test_an_unreadable_picture_is_named(tmp_path: Path, spec: ModelSpec, damage:
     with pytest.raises(IntvitError, match="cannot read a calibration picture") as caught:
         load_images(tmp_path, spec, 2)
     assert complete(caught.value).where == str(path)
+
+
+def test_a_picture_of_16_bits_is_not_read_as_white(tmp_path: Path, spec: ModelSpec) -> None:
+    Image.fromarray(np.full((32, 32), 30000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(IntvitError, match="cannot read a calibration picture") as caught:
+        load_images(tmp_path, spec, 1)
+    assert "more than 8 bits" in caught.value.why

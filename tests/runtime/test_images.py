@@ -126,6 +126,14 @@ def test_files(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.jpg", rule).shape == (3, 8, 8)
 
 
+def test_a_picture_of_16_bits_is_not_read_as_white(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    with pytest.raises(IntvitError, match="cannot read the image") as caught:
+        load_image(tmp_path / "deep.png", _rule(8, 8, 1.0))
+    assert "more than 8 bits" in caught.value.why
+
+
 @pytest.mark.parametrize("kind", ["text", "empty", "truncated png", "truncated jpg", "gif", "missing", "folder"])
 def test_no_picture_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None:
     path = tmp_path / ("a.png" if "png" in kind else "a.jpg")
