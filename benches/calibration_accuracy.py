@@ -19,14 +19,15 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benches import verbs
 from benches.engines import engine_logits
 from benches.exam import BATCH, Exam, drawn
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, write_result
 from benches.synthesis_accuracy import ABLATION, configuration
 from benches.synthesis_sets import get
-from benches.verbs import chosen
 from calib.calibrate import calibrate
+from calib.given import device_of
 from calib.models import LoadedModel, load
 from calib.recipes import BUDGETS, REAL, methods, recipe
 from calib.scheme import parse
@@ -78,22 +79,26 @@ def main(
     names: Annotated[str, typer.Option("--methods", help="Comma-separated.")] = "best,real,psaq",
     images: Annotated[str, typer.Option("--images", help="Comma-separated counts.")] = "128",
     budgets: Annotated[str, typer.Option("--budgets", help="Comma-separated.")] = "default",
-    iterations: Annotated[int | None, typer.Option("--iterations", help="Of the synthesis; default: as it is.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", min=1, help="Of the synthesis; default: as it is.")
+    ] = None,
     corrections: Annotated[str, typer.Option("--corrections", help="Comma-separated; default: the recipe's.")] = "",
     seeds: Annotated[str, typer.Option("--seeds", help="Comma-separated.")] = "0,1,2",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
 ) -> None:
     """Measure the table, or a part of it."""
-    asked = chosen(names, [*methods(), *ABLATION], "--methods")
-    limits = chosen(budgets, list(BUDGETS), "--budgets")
+    device, built = device_of(device), verbs.schemes(schemes)
+    counts, drawn_by = verbs.numbers(images, "--images"), verbs.numbers(seeds, "--seeds", 0)
+    asked = verbs.chosen(names, [*methods(), *ABLATION], "--methods")
+    limits = verbs.chosen(budgets, list(BUDGETS), "--budgets")
     rows, have = kept_rows(NAME, KEY, force)
     wanted = [
-        (scheme, method, int(count), None if method == REAL else iterations, budget, correction or None, int(seed))
-        for seed in seeds.split(",")
-        for scheme in [str(parse(text)) for text in schemes.split(",")]
+        (scheme, method, count, None if method == REAL else iterations, budget, correction or None, seed)
+        for seed in drawn_by
+        for scheme in built
         for method in asked
-        for count in images.split(",")
+        for count in counts
         for budget in limits
         for correction in corrections.split(",")
     ]

@@ -23,11 +23,11 @@ from benches.cpu_latency import raw
 from benches.engine_process import EngineProcess, interleave
 from benches.peers import ENGINES, LANES, OURS
 from benches.record import kept_rows, put_row, write_result
-from benches.verbs import WORK, call, chosen, must
+from benches.verbs import WORK, call, chosen, must, numbers
 from calib.models import load
 from runtime import machine
 from runtime.bundle import Bundle
-from runtime.cli import run
+from runtime.cli import MOST_THREADS, run
 from runtime.errors import IntvitError
 
 NAME = "cpu_engines"
@@ -128,17 +128,20 @@ def main(
     models: Annotated[str, typer.Option("--models", help="Comma-separated.")] = ",".join(MODELS),
     scheme: Annotated[str, typer.Option("--scheme", help="Of our engines.")] = "w8a8",
     batches: Annotated[str, typer.Option("--batches", help="Comma-separated.")] = "1,8",
-    threads: Annotated[int, typer.Option("--threads", help="Of every engine; 0: the cores there are.")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, max=MOST_THREADS, help="Of every engine; 0: the cores there are.")
+    ] = 0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of every engine.")] = 20,
     calls: Annotated[int, typer.Option("--calls", min=1, help="Timed calls a turn.")] = 4,
     engines: Annotated[str, typer.Option("--engines", help="Comma-separated; default: all.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
 ) -> None:
     """Time every engine on every model and batch size."""
+    sizes = numbers(batches, "--batches")
     used, names = threads or machine.available_cores(), chosen(engines, list(ENGINES), "--engines")
     rows, have = kept_rows(NAME, KEY, force)
     for model in chosen(models, MODELS, "--models"):
-        missing = [batch for batch in map(int, batches.split(",")) if (model, scheme, batch, used) not in have]
+        missing = [batch for batch in sizes if (model, scheme, batch, used) not in have]
         bundle = build(model, scheme) if missing else Path()
         for batch in missing:
             row = measure(bundle, model, scheme, batch, used, rounds, calls, names)

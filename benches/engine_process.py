@@ -21,6 +21,7 @@ import numpy as np
 from benches.record import ROOT
 from benches.verbs import WORK
 from runtime.bundle import Bundle
+from runtime.cli import run
 from runtime.errors import IntvitError
 
 SEED = 0
@@ -35,7 +36,8 @@ class EngineProcess:
 
     def __init__(self, engine: str, model: str, bundle: Path, batch: int, threads: int) -> None:
         self.engine = engine
-        command = [sys.executable, "-m", "benches.engine_process", engine, model, str(bundle), str(batch), str(threads)]
+        command = [sys.executable, "-m", "benches.engine_process", "--debug", engine, model]
+        command += [str(bundle), str(batch), str(threads)]
         # Idle threads must sleep, not spin: the other workers need the cores.
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
         WORK.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def interleave(workers: Sequence[EngineProcess], rounds: int, calls: int) -> dic
 
 
 def serve(engine: str, model: str, bundle: Path, batch: int, threads: int) -> None:
-    """Be the worker."""
+    """Be the worker: load the engine, then time it as often as standard input says ``run N``."""
     from benches.peers import ENGINES
 
     opened = Bundle.open(bundle)
@@ -89,21 +91,20 @@ def serve(engine: str, model: str, bundle: Path, batch: int, threads: int) -> No
     shape = (batch, size.channels, size.height, size.width)
     images = np.random.default_rng(SEED).standard_normal(shape).astype(np.float32)
     start = time.perf_counter()
-    run = ENGINES[engine](opened, model, threads)
-    logits = np.asarray(run(images))
+    call = ENGINES[engine](opened, model, threads)
+    logits = np.asarray(call(images))
     answer: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1), "shape": list(logits.shape)}
     print(json.dumps(answer), flush=True)
     for line in sys.stdin:
         calls = int(line.split()[1])
-        run(images)
+        call(images)
         times = []
         for _ in range(calls):
             begun = time.perf_counter_ns()
-            run(images)
+            call(images)
             times.append((time.perf_counter_ns() - begun) / 1e6)
         print(json.dumps({"ms": times}), flush=True)
 
 
 if __name__ == "__main__":
-    name, network, folder, images_a_call, cores = sys.argv[1:]
-    serve(name, network, Path(folder), int(images_a_call), int(cores))
+    run(serve)

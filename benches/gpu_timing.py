@@ -17,7 +17,7 @@ def need_gpu(device: str) -> None:
         IntvitError: another device is asked for, or there is none.
     """
     if device != "cuda":
-        raise IntvitError(f"the kernels do not run on {device!r}", where="--device", next="use --device cuda")
+        raise IntvitError(f"this bench does not run on {device!r}", where="--device", next="use --device cuda")
     if not torch.cuda.is_available():
         raise IntvitError(
             "there is no NVIDIA GPU here",

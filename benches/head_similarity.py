@@ -21,6 +21,7 @@ import typer
 from torch import Tensor
 
 from benches.record import RESULTS, ROOT, write_result
+from calib.given import device_of
 from calib.synthesis.priors.head_similarity import C1, C2, head_similarity_loss
 from runtime.cli import run
 from runtime.errors import IntvitError
@@ -166,6 +167,7 @@ def main(
     asked: Annotated[str, typer.Option("--probe", hidden=True)] = "",
 ) -> None:
     """Time the inter-head similarity loss and its written-out form, and weigh their memory."""
+    device = device_of(device)
     if asked:
         network, form = asked.split()
         print(json.dumps(peak_memory(CASES[network], form, device)))

@@ -25,14 +25,15 @@ import torch
 import typer
 from torch import Tensor
 
+from benches import verbs
 from benches.engines import engine_logits
 from benches.exam import Exam, drawn, photograph_set
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, read_result, write_result
 from benches.synthesis_ablation import ABLATION
 from benches.synthesis_sets import claims, get
-from benches.verbs import chosen
 from calib.calibrate import calibrate
+from calib.given import device_of
 from calib.models import LoadedModel, load
 from calib.recipes import BUDGETS, REAL
 from calib.scheme import parse
@@ -168,17 +169,17 @@ def main(
     images: Annotated[str, typer.Option("--images", help="Comma-separated counts.")] = "32,128",
     seeds: Annotated[str, typer.Option("--seeds", help="Comma-separated.")] = "0,1,2",
     schemes: Annotated[str, typer.Option("--schemes", help="Comma-separated.")] = "w4a8,w8a8",
-    iterations: Annotated[int | None, typer.Option("--iterations", help="Default: each method's own.")] = None,
+    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Default: each method's own.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda, for the synthesis.")] = "cpu",
-    jobs: Annotated[int, typer.Option("--jobs", help="Rows at a time; 0 = as many as cores.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", min=0, help="Rows at a time; 0 = as many as cores.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
 ) -> None:
     """Measure the table, or a part of it."""
     known = (*METHODS, REAL, *ABLATION)
-    names = list(chosen(methods, known, "--methods")) if methods else [*METHODS, REAL]
-    counts, numbers = ([int(part) for part in text.split(",")] for text in (images, seeds))
-    wanted = list(cells(names, counts, numbers, [str(parse(scheme)) for scheme in schemes.split(",")]))
-    total = measure_all(wanted, iterations, force, device, jobs or available_cores())
+    names = verbs.chosen(methods, known, "--methods") if methods else [*METHODS, REAL]
+    counts, drawn_by = verbs.numbers(images, "--images"), verbs.numbers(seeds, "--seeds", 0)
+    wanted = list(cells(names, counts, drawn_by, verbs.schemes(schemes)))
+    total = measure_all(wanted, iterations, force, device_of(device), jobs or available_cores())
     print(f"{RESULTS / NAME}.json: {total} rows")
 
 

@@ -27,6 +27,7 @@ from benches.head_similarity import naive_loss
 from benches.real_accuracy import CHECKPOINT
 from benches.record import RESULTS, kept_rows, put_row, write_result
 from benches.synthesis_ablation import ABLATION
+from calib.given import device_of
 from calib.models import LoadedModel, load
 from calib.precision import has_fast_bf16
 from calib.synthesis import losses
@@ -143,6 +144,7 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="Drop rows of another machine.")] = False,
 ) -> None:
     """Measure one iteration of every single-prior method."""
+    device = device_of(device)
     name = NAME if device == "cpu" else f"{NAME}_{device}"
     rows, _ = kept_rows(name, KEY, force)
     if device == "cuda":

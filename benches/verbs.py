@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benches.record import ROOT
+from calib.errors import IntvitError as CalibError
+from calib.scheme import parse
 from runtime.errors import IntvitError
 
 WORK = ROOT / "build" / "benches"
@@ -70,3 +72,31 @@ def chosen(given: str, known: Sequence[str], option: str) -> list[str]:
     if unknown:
         raise IntvitError(f"unknown: {', '.join(unknown)}", where=option, next="known: " + ", ".join(known))
     return [name for name in known if not names or name in names]
+
+
+def numbers(given: str, option: str, least: int = 1) -> list[int]:
+    """The comma-separated whole numbers of an option, none below ``least``.
+
+    Raises:
+        IntvitError: anything else is given.
+    """
+    try:
+        found = [int(part) for part in given.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < least:
+        hint = f"give whole numbers of {least} or more with commas between them"
+        raise IntvitError(f"no list of numbers: {given!r}", where=option, next=hint)
+    return found
+
+
+def schemes(given: str, option: str = "--schemes") -> list[str]:
+    """The comma-separated schemes of an option, spelt as they spell themselves.
+
+    Raises:
+        IntvitError: one is none.
+    """
+    try:
+        return [str(parse(text.strip())) for text in given.split(",")]
+    except CalibError as error:
+        raise IntvitError(error.what, where=option, why=error.why, next=error.next) from error

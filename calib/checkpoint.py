@@ -16,7 +16,8 @@ from calib.errors import IntvitError
 from calib.given import require_checkpoint
 
 _COPY = "it is probably truncated or altered: copy or download it again and compare its size"
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema", "module")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module")
+PREFIXES = ("module.", "_orig_mod.")  # of data parallel and averaged models, and of compiled ones
 
 
 def sha256_of(path: Path) -> str:
@@ -35,14 +36,19 @@ def _digest(stream: Any) -> str:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint by name, on the CPU.
 
-    A wrapper such as ``{"model": {...}}`` or a ``module.`` prefix is taken off.
+    A wrapper such as ``{"model": {...}}`` and the prefixes of ``PREFIXES`` are taken off. Of several wrappers in one
+    file the first in ``WRAPPERS`` is taken, as timm's own loader does: averaged weights (EMA) before those they are the
+    mean of.
 
     Raises:
-        IntvitError: no such file, an unknown suffix, a damaged file, or anything in it but plain tensors.
+        IntvitError: no such file, an unknown suffix, a damaged file, or anything in it but plain tensors with values.
     """
     require_checkpoint(path)
     state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state.pop("n_averaged", None)  # how many states torch's AveragedModel is the mean of
+    for prefix in PREFIXES:
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -87,22 +93,36 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             next="where you trust its source, open it once with torch.load(F, weights_only=False) and write its state "
             "dict with safetensors.torch.save_file(state, 'model.safetensors')",
         ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-            break
-    if (
-        not isinstance(loaded, dict)
-        or not loaded
-        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items())
-    ):
+    wrapper = next((name for name in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(name), dict)), None)
+    state = loaded if wrapper is None else loaded[wrapper]
+    if odd := _odd_parts(state):
         raise IntvitError(
             "the checkpoint is not a mapping of names to tensors",
             where=str(path),
-            why=f"found {type(loaded).__name__}",
-            next="save model.state_dict(), not the model",
+            why=f"found {odd}" + (f" under {wrapper!r}" if wrapper else ""),
+            next="save the mapping alone, as torch.save(model.state_dict(), 'model.pth') does",
         )
-    return loaded
+    for name, tensor in state.items():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise IntvitError(
+                "the checkpoint holds more than plain tensors with values",
+                where=f"{path}: {name}",
+                why="it is on the meta device, without values" if tensor.is_meta else f"its layout is {tensor.layout}",
+                next="save it from the model that holds the values" if tensor.is_meta else "save its to_dense()",
+            )
+    return dict(state)
+
+
+def _odd_parts(state: Any) -> str:
+    """What keeps ``state`` from being a mapping of names to tensors, in words; empty where it is one."""
+    if not isinstance(state, dict):
+        return type(state).__name__
+    odd = [
+        f"{name!r} ({type(part).__name__})"
+        for name, part in state.items()
+        if not (isinstance(name, str) and isinstance(part, Tensor))
+    ]
+    return "nothing" if not state else ", ".join(odd[:4]) + (", ..." if len(odd) > 4 else "")
 
 
 def reason(error: Exception) -> str:

@@ -32,6 +32,7 @@ CheckpointOption = Annotated[
     str | None,
     typer.Option("--checkpoint", help=f"Weights: a {', '.join(SUFFIXES)} file, or '{RANDOM}'; default: timm's."),
 ]
+IMAGE_LIMIT = 1_000_000  # a set is planned and held as one; no calibration needs a hundredth of it
 SEED_LIMIT = (1 << 31) - 1  # steps draw from seeds of their own, up to a million times as large: they fit 64 bits
 DeviceOption = Annotated[
     str, typer.Option("--device", help=", ".join(DEVICES) + ": what images and calibration run on.")

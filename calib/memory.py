@@ -1,10 +1,14 @@
-"""How much memory there is, and what an error says of it."""
+"""How much memory there is, what cannot fit it, and what an error says of it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
+
+from calib.errors import IntvitError
 
 # A container's limit in bytes, "max" or a huge number where there is none: control groups v2, then v1.
 # https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
@@ -18,6 +22,23 @@ def physical_memory() -> int:
         with suppress(OSError, ValueError):
             found.append(int(Path(path).read_text("ascii")))
     return min(found)
+
+
+def require_room(images: int, size: Sequence[int]) -> None:
+    """Refuse so many images of ``size`` (C, H, W) that the set alone, at float32, is more than the memory.
+
+    Raises:
+        IntvitError: it is; how many fit is said.
+    """
+    each, memory = 4 * prod(size), physical_memory()
+    if images * each > memory:
+        raise IntvitError(
+            "so many images do not fit the memory",
+            where=f"--images {images}",
+            why=f"at {' x '.join(map(str, size))} they take {images * each / 2**30:.0f} GiB, "
+            f"and there are {memory / 2**30:.0f}",
+            next=f"ask for fewer: {memory // each} at the very most",
+        )
 
 
 def out_of_memory(error: Exception) -> bool:

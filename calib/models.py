@@ -27,6 +27,12 @@ from calib.hub import fetch
 from calib.quant.surgery import refuse_unknown_parts
 
 vit_filter = functools.partial(plain_vit_filter, adapt_layer_scale=True)  # gamma_1, gamma_2: DeiT III's own releases
+RESAMPLED = {  # what timm's filters stretch to the model's size, by the end of its name: the axes they change
+    "pos_embed": slice(-2, -1),
+    "patch_embed.proj.weight": slice(2, None),
+    "relative_position_bias_table": slice(0, 1),
+}
+CLIP_NAMES = {"pos_embed": "visual.positional_embedding", "patch_embed.proj.weight": "visual.conv1.weight"}  # OpenAI's
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,7 @@ def describe(name: str) -> ModelSpec:
     except RuntimeError:  # the architecture exists, the tag after the dot does not
         config = None
     if config is None:
-        tags = timm.list_pretrained(tag.split(".")[0] + ".*")[:4]
-        raise IntvitError(
-            f"timm has no weights tagged {tag!r}",
-            where="--model",
-            next="known tags: " + ", ".join(tags) if tags else "short names: " + ", ".join(SHORT_NAMES),
-        )
+        raise _no_such_weights(tag)
     ids, names = _class_lists(int(config.num_classes))
     return ModelSpec(
         name=name,
@@ -132,6 +133,19 @@ def describe(name: str) -> ModelSpec:
         class_names=names,
         crop_mode=config.crop_mode,
     )
+
+
+def _no_such_weights(tag: str) -> IntvitError:
+    """What to say of a tag of a network that timm knows, where it knows no weights of that tag."""
+    network = tag.split(".")[0]
+    renamed, tags = timm.models.get_deprecated_models().get(network), timm.list_pretrained(network + ".*")[:4]
+    if renamed:
+        why, then = f"{network} is an old name", f"give --model {renamed}, which is timm's name for it today"
+    elif tags:
+        why, then = f"timm knows {network} with other weights only", "known tags: " + ", ".join(tags)
+    else:
+        why, then = f"no weights of {network} are published", "short names: " + ", ".join(SHORT_NAMES)
+    return IntvitError(f"timm has no weights tagged {tag!r}", where="--model", why=why, next=then)
 
 
 def _packaged(name: str) -> ModelSpec:
@@ -192,6 +206,7 @@ def load(name: str, checkpoint: str | None = None, seed: int = 0) -> LoadedModel
     if path is None:
         return _from_hub(spec)
     module = spec.build()
+    require_size(state, module, str(path))
     adapt: Callable[..., dict[str, Any]] = swin_filter if isinstance(module, SwinTransformer) else vit_filter
     if set(state) != set(module.state_dict()):
         state = _adapted(adapt, state, module, str(path))
@@ -216,6 +231,33 @@ def with_own_classes(spec: ModelSpec, state: dict[str, Any]) -> ModelSpec:
         return spec
     ids, names = _class_lists(len(head))
     return replace(spec, num_classes=len(head), class_ids=ids, class_names=names)
+
+
+def require_size(state: dict[str, Any], module: nn.Module, where: str) -> None:
+    """Refuse a checkpoint for another resolution, window or patch size: timm's filters would resample it in silence.
+
+    Patches may be flat, (N, C H W), and DINOv2's positions of networks with registers have a row for the class token.
+
+    Raises:
+        IntvitError: naming the first such tensor and both shapes.
+    """
+    for name, mine in module.state_dict().items():
+        axes = next((axes for end, axes in RESAMPLED.items() if name.endswith(end)), None)
+        ends = f".{name}", f".{CLIP_NAMES.get(name, name)}"
+        key = next((key for key in state if f".{key}".endswith(ends)), "")
+        if axes is None or not key or (name == "patch_embed.proj.weight" and state[key].ndim < 4):
+            continue
+        theirs = list(state[key].shape)
+        if name == "pos_embed" and "register_tokens" in state and len(theirs) == 3:
+            theirs[1] -= 1
+        if theirs[axes] != list(mine.shape)[axes]:
+            raise IntvitError(
+                "the checkpoint is of another model",
+                where=f"{where}: {key}",
+                why=f"shape {tuple(state[key].shape)}, the model has {tuple(mine.shape)}: another resolution, window "
+                "or patch size",
+                next="check --model: give the timm tag of the checkpoint's own resolution, window and patch size",
+            )
 
 
 def _adapted(adapt: Callable[..., dict[str, Any]], state: dict[str, Any], module: nn.Module, where: str) -> Any:

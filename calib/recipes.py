@@ -92,7 +92,7 @@ def recipe(method: str, budget: str = DEFAULT_BUDGET, correction: str | None = N
         _require_known(correction, FORMS, "correction")
         changed = replace(align.layer.correction, form=cast(Form, correction))
         align = replace(align, layer=replace(align.layer, correction=changed))
-    return Recipe(method, None if method == REAL else find(method), align)
+    return Recipe(method, None if method == REAL else find(method, REAL), align)
 
 
 def with_own_priors(chosen: Recipe, texts: Sequence[str]) -> Recipe:

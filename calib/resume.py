@@ -62,7 +62,7 @@ def restore(folder: Path, student: Network, report: list[dict[str, Any]]) -> int
         whole = all(name in state and state[name].shape == shape for name, shape in fresh.items())
         if digest != _digest(state, text) or not whole:
             raise ValueError("damaged, or of another network")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
         path.unlink(missing_ok=True)
         return 0
     with torch.no_grad():

@@ -10,6 +10,7 @@ import typer
 
 from calib.command import run
 from calib.given import (
+    IMAGE_LIMIT,
     SEED_LIMIT,
     CheckpointOption,
     DeviceOption,
@@ -18,6 +19,7 @@ from calib.given import (
     require_checkpoint,
     require_device,
 )
+from calib.memory import require_room
 from calib.output import check_out
 from calib.synthesis.methods import METHODS, find, with_iterations
 from calib.synthesis.own_prior import parse_prior, with_priors
@@ -27,7 +29,7 @@ def main(
     model: ModelOption,
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
     method: Annotated[str, typer.Option("--method", help=", ".join(METHODS) + ".")] = "best",
-    images: Annotated[int, typer.Option("--images", min=1, help="How many.")] = 128,
+    images: Annotated[int, typer.Option("--images", min=1, max=IMAGE_LIMIT, help="How many.")] = 128,
     checkpoint: CheckpointOption = None,
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Default: the method's own.")] = None,
     prior: Annotated[
@@ -56,6 +58,7 @@ def main(
     kind = device_of(device)
     out.parent.mkdir(parents=True, exist_ok=True)
     loaded = load(model, checkpoint, seed)
+    require_room(images, loaded.spec.input_size)
     with joined() as place:
         made = synthesise_to(loaded, config, seed, kind, out, place, force)
     if made is not None:

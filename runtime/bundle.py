@@ -20,6 +20,7 @@ from runtime.registry import EngineRecord, load_registry
 from runtime.verify import check_file, check_unique, read_digested, safe_relative
 
 Role = Literal["graph", "float_twin", "canonical", "golden", "preview", "classes", "report", "other"]
+_AGAIN = "build the bundle again with this version of intvit"
 
 
 def _check_version(raw: Any, where: str) -> None:
@@ -27,7 +28,9 @@ def _check_version(raw: Any, where: str) -> None:
     if type(version) is int and version == SCHEMA_VERSION:  # not True, which equals 1
         return
     if type(version) is not int or version < SCHEMA_VERSION:
-        raise IntvitError("the manifest has no known schema version", where=where, why=f"schema_version {version!r}")
+        raise IntvitError(
+            "the manifest has no known schema version", where=where, why=f"schema_version {version!r}", next=_AGAIN
+        )
     provenance = raw.get("provenance")
     made_by = str(provenance.get("intvit", "")) if isinstance(provenance, dict) else ""
     needed = f"intvit {made_by} or later" if made_by else f"an intvit that reads schema version {version}"
@@ -45,7 +48,7 @@ def _load_manifest(root: Path) -> tuple[Manifest, str]:
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise IntvitError("the manifest is not JSON", where=str(path), why=str(error)) from error
+        raise IntvitError("the manifest is not JSON", where=str(path), why=str(error), next=_AGAIN) from error
     _check_version(raw, str(path))
     try:
         return Manifest.model_validate_json(data), sha256_bytes(data)
@@ -54,7 +57,7 @@ def _load_manifest(root: Path) -> tuple[Manifest, str]:
             "the manifest does not follow its schema",
             where=str(path),
             why=str(error),
-            next="build the bundle again with this version of intvit",
+            next=_AGAIN,
         ) from error
 
 

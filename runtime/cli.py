@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,12 +17,20 @@ import typer
 
 from runtime.console import forgive_characters
 from runtime.errors import IntvitError
-from runtime.files import disk_full, require_writable, write_error
+from runtime.files import disk_full, require_apart, require_writable, write_error
+from runtime.manifest import MANIFEST, MANIFEST_DIGEST, Manifest
+from runtime.registry import ENGINES
+from runtime.verify import read_digested
+
+MOST_THREADS = 1024
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a directory with manifest.json.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="Which engine runs the integer graph.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads of the engine; default: physical cores available.")
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=MOST_THREADS, help="Threads of the engine; default: physical cores available."
+    ),
 ]
 EngineOption = Annotated[
     list[str] | None,
@@ -31,6 +39,7 @@ EngineOption = Annotated[
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+_OUTPUTS = ("json", "out", "layers")  # arguments that name what a command writes
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch says the one of a GPU, the other of the CPU
 
 
@@ -49,6 +58,38 @@ def parse_options(texts: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
+def _held_files(bundle: Path) -> Iterator[Path]:
+    """The files of a bundle that a digest covers; none of a folder that is no bundle."""
+    listing, digest = bundle / MANIFEST, bundle / MANIFEST_DIGEST
+    try:
+        listed = [entry.path for entry in Manifest.model_validate_json(read_digested(listing, digest)).files]
+    except (IntvitError, ValueError):
+        return
+    yield from (listing, digest, *(bundle / path for path in listed), *(bundle / ENGINES).rglob("*"))
+
+
+def require_kept(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an ``out`` that would overwrite one of ``inputs``, or a file that a digest covers in one that is a bundle.
+
+    Raises:
+        IntvitError: naming the input.
+    """
+    for path in inputs:
+        require_apart(out, (path, *_held_files(path)))
+
+
+def _require_outputs(given: Mapping[str, Any]) -> None:
+    """Refuse the outputs among a command's arguments that cannot be written, or would overwrite an input."""
+    if given.get("json") is not None:
+        require_writable(given["json"])
+    outputs = [given[name] for name in _OUTPUTS if isinstance(given.get(name), Path)]
+    others = [value for name, value in given.items() if name not in _OUTPUTS]
+    inputs = [path for value in others for path in (value if isinstance(value, list) else [value])]
+    checkpoint = [Path(given["checkpoint"])] if given.get("checkpoint") else []  # a text, for it may be "random"
+    for out in outputs:
+        require_kept(out, [*checkpoint, *(path for path in inputs if isinstance(path, Path))])
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -58,7 +99,11 @@ def render_error(error: BaseException) -> str:
     if type(error).__name__ == IntvitError.__name__:  # calib's has the same form, and cannot be imported here
         return str(error)
     if isinstance(error, OSError) and disk_full(error):
-        return write_error(Path(str(error.filename or ".")), error).render()
+        if error.filename is None:  # so it is where print() fails
+            hint = "free some space where it goes to, or send it elsewhere"
+            why = error.strerror or str(error)
+            return IntvitError("standard output cannot be written", why=why, next=hint).render()
+        return write_error(Path(str(error.filename)), error).render()
     if isinstance(error, OSError) and error.errno is not None:
         reason = error.strerror or str(error)
         return IntvitError("the operating system refused", where=str(error.filename or ""), why=reason).render()
@@ -66,7 +111,9 @@ def render_error(error: BaseException) -> str:
         isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     ):
         return IntvitError(
-            "out of memory", why=str(error).partition("\n")[0], next="use a smaller --batch or --limit"
+            "out of memory",
+            why=str(error).partition("\n")[0],
+            next="use a smaller --batch, --images or --limit, where the command has one, or a machine with more memory",
         ).render()
     if isinstance(error, ModuleNotFoundError) and error.name:
         why = "building a bundle needs it, running one does not"
@@ -82,14 +129,14 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
     """``function`` with its exceptions turned into messages on standard error and an exit code.
 
     It takes one argument more: ``debug``, which lets the traceback through to standard error as well. One of
-    ``function``'s own that is called ``json`` is a file that must be writable before ``function`` begins.
+    ``function``'s own that is called ``json`` is a file that must be writable before ``function`` begins; neither it
+    nor ``out`` or ``layers`` may overwrite what the other arguments name.
     """
 
     @functools.wraps(function)
     def command(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         try:
-            if kwargs.get("json") is not None:
-                require_writable(kwargs["json"])
+            _require_outputs(kwargs)
             function(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise

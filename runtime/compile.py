@@ -226,7 +226,12 @@ def main(
     bundle: cli.BundleArgument,
     backend: cli.BackendOption = "ort",
     force: Annotated[bool, typer.Option("--force", help="Compile again even when nothing differs.")] = False,
-    option: cli.EngineOption = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", metavar="NAME=VALUE", help="An option of a tensorrt engine, e.g. level=5; others have none."
+        ),
+    ] = None,
     layers: Annotated[
         Path | None, typer.Option("--layers", metavar="FILE", help="Write TensorRT's account of its layers as JSON.")
     ] = None,
@@ -242,10 +247,12 @@ def main(
             atomic_write_text(layers, done[0].layers_json)
         return
     if layers is not None:
-        raise IntvitError("only TensorRT's engines give an account of their layers", where="--layers")
+        hint = "leave --layers out, or add --backend tensorrt"
+        raise IntvitError("only TensorRT's engines give an account of their layers", where="--layers", next=hint)
     if options:
         why = f"an engine of {backend} is compiled for the default options"
-        raise IntvitError("compile has no options for this backend", where="--option", why=why)
+        hint = "leave --option out; bench and accuracy take it"
+        raise IntvitError("compile has no options for this backend", where="--option", why=why, next=hint)
     show(compile_bundle(opened, backend=backend, force=force), Console())
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import rich.console
 
-
 PIPE_WIDTH = 160  # columns where nobody told how many there are: no layer's name is cut for a file or a pipe
 
 

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,21 @@ def require_writable(path: Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".intvit-", dir=above))
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def require_apart(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an ``out`` that is one of ``inputs``, files or folders, or a folder around one; links are followed.
+
+    Raises:
+        IntvitError: naming the input.
+    """
+    final = Path(os.path.realpath(out))
+    for path in filter(os.path.exists, inputs):
+        same = os.path.exists(final) and os.path.samefile(final, path)
+        if same or final in Path(os.path.realpath(path)).parents:
+            hint = "name another place for what is written"
+            why = f"the command reads {path}" + ("" if same else ", which lies in it")
+            raise IntvitError("the output would overwrite an input", where=str(out), why=why, next=hint)
 
 
 @contextlib.contextmanager

@@ -6,19 +6,25 @@ digest of ``manifest.json`` itself, so that no byte of a bundle can change unsee
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 
+Side = Annotated[int, Field(ge=1, le=8192)]  # pixels
+Mean = Annotated[float, Field(ge=-1000, le=1000)]
+Deviation = Annotated[float, Field(ge=0.001, le=1000)]
+Level = Annotated[int, Field(ge=-(1 << 14), le=1 << 14)]  # levels are compared, and shifted by zero points, in int16
+Bits = Annotated[int, Field(ge=1, le=32)]
+
 
 class Strict(BaseModel):
-    """Base of every manifest part: unknown keys are refused and values never change after loading."""
+    """Base of every manifest part: unknown keys and NaN are refused, and values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FileEntry(Strict):
@@ -40,13 +46,19 @@ class Preprocess(Strict):
     """
 
     channels: Literal[3] = 3
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
-    crop_pct: float = Field(gt=0, le=1)
+    height: Side
+    width: Side
+    crop_pct: float = Field(ge=0.01, le=1)
     crop_mode: Literal["center", "squash", "border"] = "center"
     interpolation: Literal["nearest", "bilinear", "bicubic"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
+
+    @model_serializer(mode="wrap")
+    def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without ``crop_mode`` where it is "center": a runtime older than the key refuses it."""
+        written: dict[str, Any] = dump(self)
+        return {key: value for key, value in written.items() if (key, value) != ("crop_mode", "center")}
 
 
 class Tap(Strict):
@@ -61,9 +73,9 @@ class Tap(Strict):
     tensor: str
     golden: str
     scale: float = Field(gt=0)
-    zero_point: int
-    qmin: int
-    qmax: int
+    zero_point: Level
+    qmin: Level
+    qmax: Level
 
 
 class Layer(Strict):
@@ -74,9 +86,9 @@ class Layer(Strict):
 
     name: str
     kind: str
-    macs: int
-    weight_bits: int
-    activation_bits: int
+    macs: int = Field(ge=0, lt=1 << 63)
+    weight_bits: Bits
+    activation_bits: Bits
     stored_as: str
     tensor: str
 
@@ -92,7 +104,7 @@ class Manifest(Strict):
     weights: Literal["checkpoint", "hub", "packaged", "random"]
     input_name: str = "images"
     output_name: str = "logits"
-    num_classes: int
+    num_classes: int = Field(ge=1, lt=1 << 31)
     preprocess: Preprocess
     taps: list[Tap]
     layers: list[Layer]

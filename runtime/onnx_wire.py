@@ -1,7 +1,7 @@
 """Read and rewire an ONNX file without the onnx package: nodes, initializers, inputs, outputs of the top-level graph.
 
 Field numbers are those of onnx.proto3 (ModelProto.graph = 7, GraphProto.node = 1, and so on). Bodies of If, Loop and
-Scan are not looked into; the graphs of a bundle have none.
+Scan are not looked into, except by :func:`external_tensor`; the graphs of a bundle have none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from runtime.wire import (
     bytes_field,
     copy_field,
     fields,
+    malformed,
     number_field,
     read_varint,
     signed,
@@ -33,7 +34,21 @@ _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 _ATTR_NAME, _ATTR_FLOAT, _ATTR_INT, _ATTR_INTS = 1, 2, 3, 8
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 2, 5, 8, 9, 14
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 5, 8, 9
+_TENSOR_EXTERNAL_DATA, _TENSOR_LOCATION = 13, 14
+
+# Where a tensor may lie: kind of message -> field number -> kind of message in it.
+_HOLDS: dict[str, dict[int, str]] = {
+    "model": {_MODEL_GRAPH: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {_GRAPH_NODE: "node", _GRAPH_INITIALIZER: "tensor", 15: "sparse tensor"},
+    "node": {_NODE_ATTRIBUTE: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_DEEPEST = 100  # messages in one another; protobuf itself reads no more
 
 CutTo: TypeAlias = tuple[str, int, Sequence["int | str"]]
 
@@ -221,6 +236,34 @@ def read_graph(model: bytes) -> Graph:
         elif number == _GRAPH_OUTPUT:
             outputs.append(_value_name(payload))
     return Graph(tuple(nodes), tuple(initializers), tuple(inputs), tuple(outputs))
+
+
+def external_tensor(model: bytes) -> str | None:
+    """The name of the first tensor whose values lie in another file, wherever it is in an ONNX file's bytes.
+
+    That is: among initializers, dense or sparse, and attributes, in bodies of If, Loop and Scan, functions and training
+    graphs too. None where there is no such tensor.
+
+    Raises:
+        IntvitError: the bytes are malformed, or nested deeper than any reader of ONNX takes.
+    """
+    return _external_in("model", memoryview(model), 0)
+
+
+def _external_in(message: str, data: memoryview, depth: int) -> str | None:
+    if depth > _DEEPEST:
+        raise malformed(f"messages are nested more than {_DEEPEST} deep")
+    name, external = "", False
+    for number, kind, value, payload in fields(data):
+        inner = _HOLDS[message].get(number) if kind == BYTES else None
+        if inner is not None:
+            found = _external_in(inner, payload, depth + 1)
+            if found is not None:
+                return found
+        elif message == "tensor":
+            name = text(payload) if number == _TENSOR_NAME else name
+            external |= number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_LOCATION and value != 0)
+    return name if external else None
 
 
 def standard_opset(model: bytes) -> int:

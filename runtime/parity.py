@@ -44,6 +44,7 @@ FEW_VALUES = 3  # may differ at any tap, since 0.1 % of 1,536 integers is 1.5: d
 MIN_LOGITS_SQNR_DB = 60.0
 MIN_HALF_LOGITS_SQNR_DB = 50.0  # float16 between the taps: one part in 2048
 TOLERANCE = 1e-4  # float32 sums in another order differ by 1e-6 of the largest value, a weight off by a level by 1e-3
+BETWEEN = ("dialect", "engine")  # the rungs of --find
 ENOUGH_FREE_DB = 35.0
 FREE_MARGIN_DB = 4.0  # two runs with independent noise of the same power are 3 dB further apart than either from float
 _IDENTICAL_DB = 200.0
@@ -249,18 +250,29 @@ def main(
     threads: cli.ThreadsOption = None,
     ladder: Annotated[bool, Option("--ladder", help="Compare every rung with the one before.")] = False,
     find: Annotated[bool, Option("--find", help="Name the first node at which two rungs part.")] = False,
-    between: Annotated[tuple[str, str], Option("--between", metavar="RUNG RUNG", help="The two rungs of --find.")] = (
-        "dialect",
-        "engine",
-    ),
+    between: Annotated[
+        tuple[str, str] | None,
+        Option("--between", metavar="RUNG RUNG", help=f"The two rungs of --find; default: {' '.join(BETWEEN)}."),
+    ] = None,
     tolerance: Annotated[
-        float, Option("--tolerance", min=0, help="Of --find: largest difference over a tensor's largest value.")
-    ] = TOLERANCE,
+        float | None,
+        Option(
+            "--tolerance",
+            min=0,
+            help=f"Of --find: largest difference over a tensor's largest value; default: {TOLERANCE:g}.",
+        ),
+    ] = None,
 ) -> None:
     """Compare the engine's integers and logits with the golden vectors; exit code 1 when they are not the same."""
     from runtime import find as search
     from runtime import ladder as rungs  # both measure with this module's functions and limits
 
+    for name, value in (("--between", between), ("--tolerance", tolerance)):
+        if value is not None and not find:
+            raise IntvitError(f"{name} belongs to --find", where=name, next=f"add --find, or leave {name} out")
+    if between is not None and between[0] == between[1]:
+        why = f"{between[0]} does not differ from itself"
+        raise IntvitError("one rung given twice", where="--between", why=why, next="name two different rungs")
     opened, console = Bundle.open(bundle), Console()
     record: dict[str, Any] = {"backend": backend, "bundle": opened.sha256}
     deeper: list[str] = []
@@ -275,8 +287,9 @@ def main(
         record |= climbed.to_json()
         deeper = ["--find", "--between", *climbed.parted] if climbed.parted and not find else []
     if find:
-        upper, lower = (rung(name, backend) for name in between)
-        found = search.find(opened, upper, lower, tolerance=tolerance, threads=threads)
+        upper, lower = (rung(name, backend) for name in between or BETWEEN)
+        within = TOLERANCE if tolerance is None else tolerance
+        found = search.find(opened, upper, lower, tolerance=within, threads=threads)
         search.show(found, console)
         record["find"] = found.to_json()
         record["ok"] = record.get("ok", True) and found.first is None

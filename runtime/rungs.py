@@ -95,7 +95,10 @@ def _engine(bundle: Bundle, stored: bytes) -> bytes:
     """The engine compiled on this machine where there is one, else what the optimizer makes of the graph now."""
     compiled = compiled_engine(bundle)
     if compiled is not None:
-        return (bundle.root / compiled.path).read_bytes()
+        path = bundle.root / compiled.path
+        engine = path.read_bytes()
+        refuse_external(engine, str(path))
+        return engine
     return executed_bytes(bundle)
 
 
@@ -149,7 +152,8 @@ def rung(name: str, backend: str = "ort") -> Rung:
     """
     found = {one.name: one for one in rungs_of(backend)}
     if name not in found:
-        raise IntvitError(f"unknown rung {name!r}", where="--between", why=f"rungs: {', '.join(found)}")
+        why, hint = f"rungs: {', '.join(found)}", "name two of them, such as --between " + " ".join(list(found)[:2])
+        raise IntvitError(f"unknown rung {name!r}", where="--between", why=why, next=hint)
     return found[name]
 
 

@@ -50,8 +50,8 @@ def fields(data: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
     while at < len(data):
         key, at = read_varint(data, at)
         number, kind = key >> 3, key & 7
-        if number == 0:
-            raise malformed(f"field number 0 at byte {at}")
+        if not 0 < number < 1 << 29:  # of a larger one protobuf's own reader drops the upper bits
+            raise malformed(f"field number {number} at byte {at}")
         if kind == VARINT:
             value, at = read_varint(data, at)
             yield number, kind, value, empty

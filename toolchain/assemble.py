@@ -20,7 +20,7 @@ from toolchain.output import REPORT, filling
 from toolchain.pipeline import Job, calibrate_stage, images_stage, lower_stage, read_pixels
 from toolchain.report import write_report
 from toolchain.report.gather import REPORTS
-from toolchain.stages import StageStore
+from toolchain.stages import RECORD, StageStore
 from toolchain.targets.choices import DEFAULT_TARGET, measured_backend
 
 COST = "cost.json"
@@ -71,8 +71,11 @@ def _assemble(
 
     What the stages cost goes into ``cost.json``, which the manifest does not list: it differs from run to run.
     """
-    ignore = shutil.ignore_patterns("stage.json")
-    shutil.copytree(lowered, folder, dirs_exist_ok=True, ignore=ignore, copy_function=shutil.copyfile)
+    for path in sorted(lowered.rglob("*")):  # not copytree, whose error has lost what a full disk says
+        if path.is_file() and path.name != RECORD:
+            place = folder / path.relative_to(lowered)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
     folder.chmod(0o755)
     manifest = make_manifest(model, origin, targets, folder)
     write_manifest(folder, manifest)

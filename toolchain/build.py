@@ -14,6 +14,7 @@ import typer
 
 from calib.align.config import FORMS
 from calib.given import (
+    IMAGE_LIMIT,
     RANDOM,
     SEED_LIMIT,
     CheckpointOption,
@@ -23,6 +24,7 @@ from calib.given import (
     require_checkpoint,
     require_device,
 )
+from calib.memory import require_room
 from calib.output import require_place
 from calib.recipes import BUDGETS, DEFAULT_BUDGET, DEFAULT_METHOD, REAL, methods, recipe, with_own_priors
 from calib.scheme import parse, require_buildable
@@ -35,7 +37,7 @@ from runtime.dataset import load_folder, require_folder
 from runtime.errors import IntvitError
 from toolchain.layers import report_layers
 from toolchain.output import REPORT, check_out
-from toolchain.stages import StageStore, default_store
+from toolchain.stages import CacheOption, StageStore, store_at
 from toolchain.targets.choices import (
     DEFAULT_TARGET,
     TARGETS,
@@ -132,7 +134,9 @@ def main(
         str | None,
         typer.Option("--correction", help="Of layer outputs: " + ", ".join(FORMS) + "; default: the method's."),
     ] = None,
-    images: Annotated[int, typer.Option("--images", min=1, help="How many calibration images.")] = DEFAULT_IMAGES,
+    images: Annotated[
+        int, typer.Option("--images", min=1, max=IMAGE_LIMIT, help="How many calibration images.")
+    ] = DEFAULT_IMAGES,
     iterations: Annotated[
         int | None, typer.Option("--iterations", min=1, help="Synthesis steps; default: the method's.")
     ] = None,
@@ -161,9 +165,7 @@ def main(
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option("--seed", min=-SEED_LIMIT, max=SEED_LIMIT, help="Same seed, same bytes.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The bundle; default build/<model>-<bits>.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Where stages are kept; default ~/.cache/intvit.")
-    ] = None,
+    cache: CacheOption = None,
     force: Annotated[bool, typer.Option("--force", help="Do every stage again and replace what is at --out.")] = False,
     layers: Annotated[
         bool, typer.Option("--report-layers", help="Show every layer's SQNR, step by step; also in OUT-layers.json.")
@@ -188,6 +190,7 @@ def main(
         path = out or Path("build") / f"{model}-{scheme}".replace(":", "")
         require_place(path)
         check_out(path, f"{model}-{scheme}", force)
+        store = store_at(cache)
         # Not at the top: --help and every error above need not wait for torch, timm and onnx.
         from calib.models import load
         from calib.quant.integer_only import require_integer_form
@@ -197,6 +200,8 @@ def main(
 
         where = device_of(device)
         loaded = load(model, checkpoint, seed)
+        if chosen.data_free:  # a folder may hold fewer than are asked for
+            require_room(images, loaded.spec.input_size)
         require_groups(loaded.module, scheme)
         if scheme.integer:
             require_integer_form(loaded.module)
@@ -221,7 +226,7 @@ def main(
             }
         )
         job = Job(loaded, scheme, chosen, images, iterations, calib_data, seed, where, targets, options, again)
-        bundle = build(job, path, StageStore(cache or default_store(), force), eval_data, console)
+        bundle = build(job, path, StageStore(store, force), eval_data, console)
         write_reports(bundle, targets, console)
     except KeyboardInterrupt:
         if not force:

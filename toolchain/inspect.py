@@ -165,7 +165,8 @@ def _text(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise IntvitError("cannot read the engine's layers", where=str(path), why=why) from error
+        hint = "give the file that python -m runtime.compile --backend tensorrt --layers FILE wrote"
+        raise IntvitError("cannot read the engine's layers", where=str(path), why=why, next=hint) from error
 
 
 def main(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import graphlib
+import itertools
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -15,6 +18,8 @@ from runtime.errors import IntvitError
 from toolchain.rules.graph import DEQUANTIZE, QUANTIZE
 
 _READ_HINT = "check that it is the whole .onnx file, with its external data beside it"
+MOST_NODES = 1_000_000  # with every function in its place
+LONG_RANGE = 1_000_000  # values; onnx writes a Range out to know shapes that depend on it
 
 
 def read(path: Path) -> ir.Model:
@@ -22,8 +27,9 @@ def read(path: Path) -> ir.Model:
 
     Raises:
         IntvitError: there is no such file, it is not ONNX, it holds no graph, a tensor's bytes are missing, lie outside
-            the model's folder or are stored sparse, a node reads a tensor that nothing makes or is of a domain for
-            which the model declares no opset, a function cannot be put in its place, or a node depends on itself.
+            the model's folder or are stored sparse, its shape is negative, two tensors have one name, a node reads a
+            tensor that nothing makes or is of a domain for which the model declares no opset, a function cannot be put
+            in its place or makes too many nodes, or a node depends on itself.
     """
     if not path.is_file():
         raise IntvitError("there is no such model", where=str(path), next="give an .onnx file or a bundle's directory")
@@ -34,13 +40,15 @@ def read(path: Path) -> ir.Model:
             _inline(model, path)
         _sort(model, path)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        values_too = not any(_long_range(node) for node in model.graph.all_nodes())
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=values_too)(model)
     return model
 
 
 def _load(path: Path) -> ir.Model:
     try:
-        model = ir.load(path.absolute())  # where a path names no folder, onnx-ir lets external data lie anywhere
+        proto = onnx.load(path, load_external_data=False)
+        model = ir.from_proto(proto)
     except OSError as error:
         raise IntvitError("cannot read the model", where=str(path), why=error.strerror or str(error)) from error
     except Exception as error:  # protobuf, onnx and onnx-ir each have their own on bytes that are no model
@@ -48,10 +56,21 @@ def _load(path: Path) -> ir.Model:
         raise IntvitError("the file is not an ONNX model", where=str(path), why=why, next=_READ_HINT) from error
     if not len(model.graph):
         raise IntvitError("the model holds no graph", where=str(path), why="no node in it", next=_READ_HINT)
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        ir.external_data.set_base_dir(graph, path.absolute().parent)  # without one, external data may lie anywhere
+    if twice := [name for name, times in Counter(each.name for each in proto.graph.initializer).items() if times > 1]:
+        raise IntvitError("two tensors of the model have one name", where=f"{path}: {twice[0]}", next=_READ_HINT)
     return model
 
 
 def _inline(model: ir.Model, path: Path) -> None:
+    if (nodes := _inlined_nodes(model)) > MOST_NODES:
+        raise IntvitError(
+            "the functions of the model make too many nodes",
+            where=str(path),
+            why=f"{nodes} with each in its place, and {MOST_NODES} at most are read",
+            next="export the model without functions that call each other many times over",
+        )
     try:
         common.InlinePass()(model)
     except Exception as error:  # a RuntimeError around whatever was met: its first cause says what that was
@@ -61,6 +80,41 @@ def _inline(model: ir.Model, path: Path) -> None:
         raise IntvitError(
             "a function of the model cannot be put in its place", where=str(path), why=str(cause), next=_READ_HINT
         ) from error
+
+
+def _inlined_nodes(model: ir.Model) -> int:
+    """How many nodes the graph, or a function, has once every function stands in its place; 0 where they call in a
+    circle, which the inliner says itself.
+    """
+    used = {name: _operators(function.all_nodes()) for name, function in model.functions.items()}
+    try:
+        order = list(
+            graphlib.TopologicalSorter(
+                {name: used.keys() & found.keys() for name, found in used.items()}
+            ).static_order()
+        )
+    except graphlib.CycleError:
+        return 0
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    for name in order:
+        sizes[name] = sum(times * sizes.get(called, 1) for called, times in used[name].items())
+    main = _operators(model.graph.all_nodes())
+    return max(sum(times * sizes.get(called, 1) for called, times in main.items()), *sizes.values())
+
+
+def _operators(nodes: Iterable[ir.Node]) -> Counter[ir.OperatorIdentifier]:
+    return Counter(node.op_identifier() for node in nodes)
+
+
+def _long_range(node: ir.Node) -> bool:
+    """Whether the node counts further than the inference of shapes should be made to write out."""
+    if node.op_type != "Range" or len(node.inputs) != 3:
+        return False
+    ends = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+    if len(ends) != 3 or any(end.size != 1 or end.numpy().dtype.kind not in "iuf" for end in ends):
+        return False
+    start, limit, delta = (float(end.numpy().item()) for end in ends)
+    return not abs(limit - start) <= LONG_RANGE * abs(delta)
 
 
 def _sort(model: ir.Model, path: Path) -> None:
@@ -84,6 +138,8 @@ def _quiet() -> Iterator[None]:
 def _check_whole(model: ir.Model, path: Path) -> None:
     for graph in model.graphs():
         _check_stored(graph, path)
+    for node in itertools.chain(model.graph.all_nodes(), *(each.all_nodes() for each in model.functions.values())):
+        _check_attributes(node, path)
     opset = model.opset_imports.get("", onnx.defs.onnx_opset_version())
     domains = {_alias(domain) for domain in model.opset_imports}
     for node in model.graph.all_nodes():
@@ -112,14 +168,28 @@ def _check_whole(model: ir.Model, path: Path) -> None:
 
 def _check_stored(graph: ir.Graph, path: Path) -> None:
     for name, stored in graph.initializers.items():
-        try:
-            array = stored.const_value.numpy() if stored.const_value is not None else None
-        except Exception as error:  # a missing file, too few bytes, an unknown type: each reader has its own
-            raise IntvitError(
-                "a tensor of the model cannot be read", where=f"{path}: {name}", why=str(error), next=_READ_HINT
-            ) from error
-        if array is None:
+        if stored.const_value is None:
             raise IntvitError("a tensor of the model has no values", where=f"{path}: {name}", next=_READ_HINT)
+        _check_tensor(stored.const_value, f"{path}: {name}")
+
+
+def _check_attributes(node: ir.Node, path: Path) -> None:
+    for name, attribute in node.attributes.items():
+        if not attribute.is_ref() and attribute.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
+            one = attribute.type == ir.AttributeType.TENSOR
+            for tensor in [attribute.as_tensor()] if one else attribute.as_tensors():
+                _check_tensor(tensor, f"{path}: {name} of {node.name or node.op_type}")
+
+
+def _check_tensor(tensor: ir.TensorProtocol, label: str) -> None:
+    try:
+        shape = tensor.numpy().shape
+        if shape != tuple(tensor.shape):
+            raise ValueError(f"its shape is {list(tensor.shape)}")
+    except Exception as error:  # a missing file, too few bytes, an unknown type: each reader has its own
+        raise IntvitError(
+            "a tensor of the model cannot be read", where=label, why=str(error), next=_READ_HINT
+        ) from error
 
 
 def _sparse(path: Path) -> set[str]:

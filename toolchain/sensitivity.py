@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from calib.given import SEED_LIMIT, CheckpointOption, ModelOption, require_checkpoint
+from calib.given import IMAGE_LIMIT, SEED_LIMIT, CheckpointOption, ModelOption, require_checkpoint
+from calib.memory import require_room
 from calib.recipes import recipe
 from calib.scheme import parse, require_buildable
 from calib.synthesis.methods import METHODS
@@ -18,7 +18,7 @@ from runtime.console import Console
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_json
 from runtime.progress import task
-from toolchain.stages import StageStore, default_store
+from toolchain.stages import CacheOption, StageStore, store_at
 
 if TYPE_CHECKING:
     from calib.sensitivity import Sensitivity
@@ -32,13 +32,11 @@ def main(
     method: Annotated[
         str, typer.Option("--method", help="Where the images come from: " + ", ".join(METHODS) + ".")
     ] = "procedural",
-    images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 32,
+    images: Annotated[int, typer.Option("--images", min=1, max=IMAGE_LIMIT, help="How many images.")] = 32,
     checkpoint: CheckpointOption = None,
     seed: Annotated[int, typer.Option("--seed", min=-SEED_LIMIT, max=SEED_LIMIT, help="Same seed, same figures.")] = 0,
     json: cli.JsonOption = None,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Where images are kept; default ~/.cache/intvit.")
-    ] = None,
+    cache: CacheOption = None,
 ) -> None:
     """Rank the layers of a Vision Transformer by what rounding each alone does to its answers."""
     scheme = parse(bits)
@@ -47,6 +45,7 @@ def main(
     if not chosen.data_free:
         raise IntvitError("sensitivity reads no real images", where="--method", next="name a data-free method")
     require_checkpoint(checkpoint)
+    store = store_at(cache)
     from calib.models import load  # not above: --help and wrong options need not wait for torch
     from calib.quant.integer_only import require_integer_form
     from calib.quant.surgery import require_groups
@@ -54,11 +53,12 @@ def main(
     from toolchain.pipeline import Job, images_stage, read_images, stepper
 
     loaded = load(model, checkpoint, seed)
+    require_room(images, loaded.spec.input_size)
     require_groups(loaded.module, scheme)
     if scheme.integer:
         require_integer_form(loaded.module)
     job = Job(loaded, scheme, chosen, images, None, None, seed, "cpu", [])
-    pixels = read_images(images_stage(job, StageStore(cache or default_store())), job)
+    pixels = read_images(images_stage(job, StageStore(store)), job)
     with task(f"sensitivity ({scheme})", STEPS) as advance:
         found = sensitivities(job.loaded.module, scheme, pixels, seed, progress=stepper(advance, STEPS))
     _show(found, Console())

@@ -15,16 +15,25 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from safetensors import SafetensorError
 
-from runtime.files import json_text, sha256_file, write_error
+from runtime.errors import IntvitError
+from runtime.files import json_text, require_writable, sha256_file, user_cache, write_error
 from toolchain.cost import Meter
 from toolchain.locks import alone
 
 RECORD = "stage.json"
 ROOT = Path(__file__).resolve().parent.parent
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Where stages are kept; default: $INTVIT_CACHE/stages, or intvit/stages in $XDG_CACHE_HOME or ~/.cache.",
+    ),
+]
 Work = Callable[[Path, Path], dict[str, Any] | None]
 
 
@@ -44,10 +53,28 @@ class StageResult:
 
 
 def default_store() -> Path:
-    """``$INTVIT_CACHE``, or ``$XDG_CACHE_HOME/intvit``, or ``~/.cache/intvit``; stages lie in ``stages`` under it."""
-    chosen = os.environ.get("INTVIT_CACHE")
-    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intvit"
-    return base / "stages"
+    """Where stages lie unless ``--cache`` says otherwise: see :func:`runtime.files.user_cache`."""
+    return user_cache() / "stages"
+
+
+def store_at(cache: Path | None) -> Path:
+    """The folder of ``--cache``, or :func:`default_store`, once it is known that it may be written; nothing is made.
+
+    Raises:
+        IntvitError: it may not, or there is no home to put it in.
+    """
+    root = cache
+    try:
+        root = cache or default_store()
+        require_writable(root / RECORD)
+    except (IntvitError, RuntimeError) as error:  # pathlib's where nobody says which the home is
+        raise IntvitError(
+            "cannot write to the cache of stages",
+            where=str(root or ""),
+            why=error.why if isinstance(error, IntvitError) else str(error),
+            next="name a folder that may be written: --cache DIR, or INTVIT_CACHE=DIR",
+        ) from error
+    return root
 
 
 def code_digest(parts: Sequence[str]) -> str:
@@ -125,5 +152,5 @@ def _whole(folder: Path) -> bool:
     try:
         files = json.loads((folder / RECORD).read_text("utf-8"))["files"]
         return bool(files) and all(sha256_file(folder / name) == digest for name, digest in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

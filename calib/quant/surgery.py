@@ -181,7 +181,7 @@ def refuse_unknown_parts(model: Network) -> None:
     """Check that every part of ``model`` (a timm ViT or Swin) is one that can be quantized and lowered.
 
     Raises:
-        IntvitError: it is not; every such part is named.
+        IntvitError: it is not; every such part is named. Or it has no classifier and is supported otherwise.
     """
     problems = _swin_problems(model) if is_swin(model) else _vit_problems(model)
     if type(model.patch_embed) is not PatchEmbed:
@@ -199,9 +199,12 @@ def refuse_unknown_parts(model: Network) -> None:
             norm = getattr(block, part)
             if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
                 problems.append(f"{name}.{part} is {type(norm).__name__}, not LayerNorm with weight and bias")
+    headless = ""
     for site in sites(model) if not problems else ():
         layer = model.get_submodule(site.name)
-        if site.kind == "embed":
+        if site.kind == "head" and isinstance(layer, nn.Identity):
+            headless = site.name
+        elif site.kind == "embed":
             if not isinstance(layer, nn.Conv2d) or layer.stride != layer.kernel_size or layer.padding != (0, 0):
                 problems.append(f"{site.name} is not a convolution with stride equal to its kernel")
         elif not isinstance(layer, nn.Linear):
@@ -212,6 +215,14 @@ def refuse_unknown_parts(model: Network) -> None:
             where=", ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else ""),
             why="plain ViT, DeiT and Swin blocks of timm are supported",
             next="choose another timm tag, or ask for this part in an issue",
+        )
+    if headless:
+        raise IntvitError(
+            "this network has no classifier",
+            where=headless,
+            why="its published weights end in features, and no checkpoint that was given brings a classifier",
+            next=f"give --checkpoint weights that were fine-tuned for classes, with {headless}.weight and "
+            f"{headless}.bias, or choose a timm tag that has classes",
         )
 
 

@@ -77,10 +77,10 @@ class Views:
     """What the network sees of the image at a step.
 
     Attributes:
-        diagonal: roll both axes by the same number. flip: mirror at random. noise: standard deviation of a random colour offset at the start, falling to 0.
-        colour: random colour shift and contrast. crops: smallest area share of the easy-to-hard crops; None = off.
-        crop_ratio: narrowest aspect of a crop. patches: most semantic patches in an image, 0 = off.
-        patch_sides: their sides as shares of the image's.
+        diagonal: roll both axes by the same number. flip: mirror at random. noise: standard deviation of a random
+        colour offset at the start, falling to 0. colour: random colour shift and contrast. crops: smallest area share
+        of the easy-to-hard crops; None = off. crop_ratio: narrowest aspect of a crop. patches: most semantic patches in
+        an image, 0 = off. patch_sides: their sides as shares of the image's.
     """
 
     diagonal: bool = False
@@ -218,8 +218,8 @@ BEST = SynthesisConfig(
 METHODS = {config.method: config for config in (NOISE, PROCEDURAL, PSAQ, MIMIQ, DFQ_VIT, SPDFQ, BEST)}
 
 
-def find(name: str) -> SynthesisConfig:
-    """The method called ``name``.
+def find(name: str, *others: str) -> SynthesisConfig:
+    """The method called ``name``; ``others`` are names that whoever asks knows besides.
 
     Raises:
         IntvitError: no such method; near matches are listed.
@@ -229,7 +229,7 @@ def find(name: str) -> SynthesisConfig:
         raise IntvitError(
             f"unknown method {name!r}",
             where="--method",
-            why="known: " + ", ".join([*METHODS, "real"]),
+            why="known: " + ", ".join([*METHODS, *others]),
             next="near matches: " + ", ".join(near),
         )
     return METHODS[name]

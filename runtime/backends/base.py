@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
-from runtime.onnx_wire import read_graph
+from runtime.onnx_wire import external_tensor
 from runtime.quantizers import Quantizer
+
+_FLAGS = frozenset({"spin_wait", "cuda_graph", "transfers"})  # options of a backend that bench has flags for
 
 # Backend name -> "module:class". A backend's own libraries are imported by its module, not before.
 BACKENDS: dict[str, str] = {
@@ -164,6 +166,12 @@ def open_pair(
         raise
 
 
+def as_typed(option: str) -> str:
+    """What may have been typed for a backend's option of that name."""
+    flag = f"--{option.replace('_', '-')} or " if option in _FLAGS else ""
+    return f"{flag}--option {option}"
+
+
 def check_ports(
     inputs: Sequence[str], outputs: Sequence[str], names: tuple[str, str], *, what: str = "graph", where: str
 ) -> None:
@@ -179,15 +187,15 @@ def check_ports(
 
 
 def refuse_external(model: bytes, where: str) -> None:
-    """Refuse a graph whose weights lie in another file, which no digest would cover.
+    """Refuse a graph with a tensor, wherever in it, whose values lie in another file, which no digest would cover.
 
     Raises:
-        IntvitError: naming the tensor.
+        IntvitError: naming the tensor, or the bytes are malformed.
     """
-    for initializer in read_graph(model).initializers:
-        if initializer.external:
-            why = f"tensor {initializer.name!r} is stored in another file"
-            raise IntvitError("the graph reads files that are not verified", where=where, why=why)
+    name = external_tensor(model)
+    if name is not None:
+        why = f"tensor {name!r} is stored in another file"
+        raise IntvitError("the graph reads files that are not verified", where=where, why=why)
 
 
 def check_images(images: npt.NDArray[Any], shape: tuple[int, int, int]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from runtime import machine
-from runtime.backends.base import Images, Logits, check_images, check_logits, check_ports, refuse_external
+from runtime.backends.base import Images, Logits, as_typed, check_images, check_logits, check_ports, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.lanes import divide, equal_piece
@@ -50,7 +50,7 @@ class OpenVinoOptions:
         for name in values:
             if name not in known:
                 hint = f"known: {', '.join(known)}"
-                raise IntvitError(f"unknown option {name!r} of the openvino backend", where="--option", next=hint)
+                raise IntvitError(f"unknown option {name!r} of the openvino backend", where=as_typed(name), next=hint)
         made = cls(**values)  # type: ignore[arg-type]
         if made.precision not in get_args(Precision):
             hint = f"precision={' or '.join(get_args(Precision))}"
@@ -300,7 +300,11 @@ class OpenVinoEngine:
     ) -> dict[str, Any]:
         """See :meth:`runtime.backends.base.EngineClass.run_graph`."""
         loaded = load(model, where=where)
-        loaded.reshape({name: list(array.shape) for name, array in feeds.items()})
+        try:
+            loaded.reshape({name: list(array.shape) for name, array in feeds.items()})
+        except Exception as error:
+            why = f"fed {', '.join(f'{name} {array.shape}' for name, array in feeds.items())}: {error}"
+            raise IntvitError("the graph has other inputs than the manifest says", where=where, why=why) from error
         compiled = compiled_model(loaded, properties(threads, OpenVinoOptions()), where=where)
         try:
             found = compiled.create_infer_request().infer(dict(feeds))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtime import machine
-from runtime.backends.base import Images, Logits, check_images, check_logits, check_ports, refuse_external
+from runtime.backends.base import Images, Logits, as_typed, check_images, check_logits, check_ports, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
 from runtime.files import write_error
@@ -39,10 +39,16 @@ def library() -> Any:
 
     Raises:
         IntvitError: it cannot be imported.
+        KeyboardInterrupt: Ctrl-C came during the import.
     """
     try:
         import onnxruntime
     except Exception as error:  # built for another numpy or C library, it raises what it likes
+        cause: BaseException | None = error
+        while cause is not None:  # a Ctrl-C is wrapped too
+            if isinstance(cause, KeyboardInterrupt):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
         why = f"{type(error).__name__}: {error}"
         hint = "pip install --force-reinstall onnxruntime"
         raise IntvitError("ONNX Runtime cannot be imported", where="backend 'ort'", why=why, next=hint) from error
@@ -82,8 +88,10 @@ def parse_spin_wait(options: Mapping[str, str] | None) -> bool:
     given = dict(options or {})
     value = given.pop("spin_wait", "on")
     if given or value not in ("on", "off"):
-        why = f"got {', '.join(given) or f'spin_wait={value}'}"
-        raise IntvitError("unknown option of the ort backend", where="--option", why=why, next="spin_wait=on or off")
+        where = ", ".join(map(as_typed, given or ["spin_wait"]))
+        why = "" if given else f"spin_wait={value}"
+        hint = "the one option is spin_wait=on or off"
+        raise IntvitError("unknown option of the ort backend", where=where, why=why, next=hint)
     return value == "on"
 
 

@@ -20,11 +20,12 @@ from runtime.console import Console
 from runtime.files import atomic_write_json
 
 DAY = 86_400.0  # seconds
+MOST_STREAMS = 64
 SWEPT = ("batch", "threads", "streams")
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """Whole numbers of 1 or more with commas between them.
+def counts(text: str, most: int | None = None) -> tuple[int, ...]:
+    """Whole numbers from 1 to ``most`` (None: any) with commas between them.
 
     Raises:
         typer.BadParameter: anything else.
@@ -35,11 +36,13 @@ def counts(text: str) -> tuple[int, ...]:
         found = ()
     if not found or min(found) < 1:
         raise typer.BadParameter(f"{text!r} is no whole number of 1 or more, nor several with commas between them")
+    if most is not None and max(found) > most:
+        raise typer.BadParameter(f"{max(found)} is more than {most}")
     return found
 
 
-def _counts_option(name: str, text: str) -> Any:
-    return typer.Option(name, metavar="N[,N...]", parser=counts, help=text)
+def _counts_option(name: str, text: str, most: int | None = None) -> Any:
+    return typer.Option(name, metavar="N[,N...]", parser=lambda given: counts(given, most), help=text)
 
 
 def _on(**flags: bool | None) -> dict[str, str]:
@@ -77,8 +80,10 @@ def main(
     bundle: cli.BundleArgument,
     backend: cli.BackendOption = "ort",
     batch: Annotated[Any, _counts_option("--batch", "Images a call; several: a sweep.")] = "1",
-    threads: Annotated[Any, _counts_option("--threads", "Of each engine; default: physical cores.")] = None,
-    streams: Annotated[Any, _counts_option("--streams", "Engines at once, for throughput.")] = "1",
+    threads: Annotated[
+        Any, _counts_option("--threads", "Of each engine; default: physical cores.", cli.MOST_THREADS)
+    ] = None,
+    streams: Annotated[Any, _counts_option("--streams", "Engines at once, for throughput.", MOST_STREAMS)] = "1",
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, max=DAY, help="How long to measure.")] = 5.0,
     warm_up: Annotated[float, typer.Option("--warm-up", min=0.0, max=DAY, help="Seconds before it.")] = WARM_UP_S,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Fresh processes, one after another.")] = 1,

@@ -162,6 +162,8 @@ def main(
     sm: Annotated[list[str] | None, typer.Option("--sm", help="Such as 87; again for more. Default: all.")] = None,
 ) -> None:
     """Compile the CUDA kernels ahead of time."""
+    if unknown := [name for name in sm or () if name not in SMS]:
+        raise IntvitError(f"no kernels for SM {unknown[0]!r}", where="--sm", next="known: " + ", ".join(SMS))
     for name, found in build(out, tuple(sm) if sm else SMS).items():
         spills = sum(one.spill_stores + one.spill_loads for one in found.values())
         most = max(one.registers for one in found.values())

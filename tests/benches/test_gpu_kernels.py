@@ -178,7 +178,9 @@ def test_a_block_with_integer_layers_is_near_the_float_one(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize(("device", "says"), [("cuda", "there is no NVIDIA GPU here"), ("cpu", "do not run on 'cpu'")])
+@pytest.mark.parametrize(
+    ("device", "says"), [("cuda", "there is no NVIDIA GPU here"), ("cpu", "does not run on 'cpu'")]
+)
 def test_without_a_gpu_it_says_so(device: str, says: str) -> None:
     command = [sys.executable, "-m", "benches.gpu_kernels", "--device", device]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

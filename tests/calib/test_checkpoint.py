@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from calib.checkpoint import load_into, read_state_dict, sha256_of
+from calib.checkpoint import WRAPPERS, load_into, read_state_dict, sha256_of
 from calib.errors import IntvitError
 from tests.calib.networks import complete
 
@@ -54,12 +55,30 @@ def test_plain_torch_files_are_read(tmp_path: Path, suffix: str, zipped: bool) -
     assert same(read_state_dict(path))
 
 
-@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", "model_ema", "module"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_wrappers_and_the_prefix_of_data_parallel_are_taken_off(tmp_path: Path, wrapper: str, prefix: str) -> None:
     path = tmp_path / "model.pth"
     torch.save({wrapper: {prefix + name: tensor for name, tensor in STATE.items()}, "epoch": 3}, path)
     assert same(read_state_dict(path))
+
+
+@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema"])
+@pytest.mark.parametrize("plain", ["model", "state_dict"])
+def test_averaged_weights_are_taken_before_the_others_as_timm_takes_them(
+    tmp_path: Path, averaged: str, plain: str
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({plain: {name: tensor + 1 for name, tensor in STATE.items()}, averaged: STATE}, path)
+    assert same(read_state_dict(path)) and same(load_state_dict(str(path)))
+
+
+def test_the_mean_of_several_states_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "averaged.pth"
+    averaged = {"n_averaged": torch.tensor(7), **{f"module.{name}": tensor for name, tensor in STATE.items()}}
+    torch.save({"model": {name: 0 * tensor for name, tensor in STATE.items()}, "model_ema": averaged}, path)
+    read = read_state_dict(path)
+    assert read.keys() == STATE.keys() and all(torch.equal(read[name], STATE[name]) for name in STATE)
 
 
 def test_prefix_in_safetensors(tmp_path: Path) -> None:
@@ -210,6 +229,38 @@ def test_other_contents_are_not_a_state_dict(tmp_path: Path, content: object) ->
     path = tmp_path / "model.pth"
     torch.save(content, path)
     assert "not a mapping of names to tensors" in refusal(path).what
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"teacher": STATE, "student": STATE}, "found 'teacher' (dict), 'student' (dict)"),
+        ({"model": {"state_dict": STATE}}, "found 'state_dict' (dict) under 'model'"),
+        ({f"part{i}": i for i in range(9)}, "'part3' (int), ..."),
+        ({}, "found nothing"),
+        ([STATE], "found list"),
+    ],
+)
+def test_what_was_found_instead_of_tensors_is_told(tmp_path: Path, content: object, why: str) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(content, path)
+    assert why in refusal(path).why
+
+
+@pytest.mark.parametrize(
+    ("weight", "why"),
+    [
+        (STATE["weight"].to("meta"), "without values"),
+        (STATE["weight"].to_sparse(), "sparse_coo"),
+    ],
+    ids=["meta", "sparse"],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_tensors_without_values_of_their_own_are_refused_by_name(tmp_path: Path, weight: Tensor, why: str) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({**STATE, "weight": weight}, path)
+    error = refusal(path)
+    assert error.where.endswith(": weight") and why in error.why
 
 
 @pytest.fixture

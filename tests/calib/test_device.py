@@ -60,7 +60,8 @@ def test_so_does_distillation(augment: bool, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: fork([]))
     config = recipe("mimiq").align
     assert config.distill is not None
-    assert_all_there(vit(), "w4a4", replace(config, distill=replace(config.distill, epochs=1, augment=augment, batch=3)))
+    distill = replace(config.distill, epochs=1, augment=augment, batch=3)
+    assert_all_there(vit(), "w4a4", replace(config, distill=distill))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""How much memory there is, and what is too much for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from calib import memory
-from calib.memory import out_of_memory, physical_memory
+from calib.errors import IntvitError
+from calib.memory import out_of_memory, physical_memory, require_room
 
 PAGES = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}
 
@@ -36,6 +37,14 @@ def test_a_containers_limit_counts(
 
 def test_there_is_some_here() -> None:
     assert 1 << 28 < physical_memory() < 1 << 50
+
+
+def test_more_images_than_fit_are_refused_with_how_many_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "physical_memory", lambda: 10 * 4 * 3 * 8 * 8)
+    require_room(10, (3, 8, 8))
+    with pytest.raises(IntvitError, match="--images 11") as refused:
+        require_room(11, (3, 8, 8))
+    assert "3 x 8 x 8" in refused.value.why and "10 at the very most" in refused.value.next
 
 
 def test_which_errors_tell_of_memory() -> None:

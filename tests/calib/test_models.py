@@ -20,8 +20,8 @@ from calib import hub, models
 from calib.checkpoint import sha256_of
 from calib.errors import IntvitError
 from calib.given import SHORT_NAMES
-from calib.models import LoadedModel, describe, load, require_supported
-from tests.calib.networks import complete, pictures
+from calib.models import LoadedModel, describe, load, require_size, require_supported
+from tests.calib.networks import complete, pictures, tiny_swin, tiny_vit
 
 TAGS = {
     "deit_t": "deit_tiny_patch16_224.fb_in1k",
@@ -108,13 +108,21 @@ def test_strange_names_are_refused(name: str) -> None:
 def test_an_unknown_tag_of_a_known_network_lists_its_tags() -> None:
     with pytest.raises(IntvitError, match="no weights tagged") as caught:
         describe("vit_tiny_patch16_224.nope")
-    assert "vit_tiny_patch16_224.augreg_in21k_ft_in1k" in caught.value.next
+    assert "vit_tiny_patch16_224.augreg_in21k_ft_in1k" in complete(caught.value).next
 
 
 def test_a_network_without_published_weights_points_to_the_short_names() -> None:
     with pytest.raises(IntvitError, match="no weights tagged") as caught:
-        describe("vit_tiny_patch16_224_in21k")
-    assert "deit_t" in caught.value.next
+        describe("vit_base_patch16_18x2_224.nope")
+    assert "deit_t" in complete(caught.value).next
+
+
+@pytest.mark.parametrize("old", ["vit_tiny_patch16_224_in21k", "vit_tiny_patch16_224_in21k.nope"])
+def test_a_name_that_timm_has_given_up_points_to_the_one_of_today(old: str) -> None:
+    with pytest.raises(IntvitError, match="no weights tagged") as caught:
+        describe(old)
+    error = complete(caught.value)
+    assert "old name" in error.why and "--model vit_tiny_patch16_224.augreg_in21k," in error.next
 
 
 def test_unsupported_class() -> None:
@@ -126,7 +134,6 @@ def test_unsupported_class() -> None:
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("vit_small_patch14_dinov2.lvd142m", "head is Identity"),
         ("vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", "patch_embed is HybridEmbed"),
         ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", None),
     ],
@@ -136,6 +143,14 @@ def test_parts_that_cannot_be_lowered_are_told_before_anything_is_made(name: str
         assert type(load(name, "random").module) is VisionTransformer
     else:
         assert part in complete(refusal(name, "random")).where
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2.lvd142m", "vit_base_patch16_224.mae"])
+@pytest.mark.parametrize("checkpoint", [None, "random"])
+def test_weights_without_a_classifier_are_refused_for_that(name: str, checkpoint: str | None) -> None:
+    error = complete(refusal(name, checkpoint))
+    assert error.what == "this network has no classifier"
+    assert "--checkpoint" in error.next and "head.weight and head.bias" in error.next
 
 
 def test_an_unsupported_network_is_refused_before_its_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +256,71 @@ def test_a_plain_checkpoint_with_a_name_too_many_goes_through_the_filter_unchang
     assert state_bytes(load("vit_t", str(tmp_path / "vit.pth")).module) == state_bytes(fresh)
 
 
+def test_the_positions_of_dinov2_with_registers_are_brought_up_to_date(tmp_path: Path) -> None:
+    """Its own releases have a position for the class token, which timm adds to the token."""
+    name = "vit_small_patch14_reg4_dinov2.lvd142m"
+    trained = timm.create_model(name.split(".")[0], num_classes=3)
+    state = dict(trained.state_dict()) | {"mask_token": torch.zeros(1, 384)}
+    state["register_tokens"] = state.pop("reg_token")
+    state["pos_embed"] = torch.cat([torch.zeros(1, 1, 384), state["pos_embed"]], 1)
+    save_file(state, tmp_path / "dino.safetensors")
+    assert state_bytes(load(name, str(tmp_path / "dino.safetensors")).module) == state_bytes(trained)
+
+
+SHAPES: list[tuple[Any, dict[str, tuple[int, ...]], str]] = [  # tiny_vit has 17 positions, tiny_swin windows of 7 x 7
+    (tiny_vit, {"pos_embed": (1, 65, 32)}, "pos_embed"),
+    (tiny_vit, {"visual.trunk.pos_embed": (1, 65, 32)}, "visual.trunk.pos_embed"),
+    (tiny_vit, {"visual.positional_embedding": (65, 32)}, "visual.positional_embedding"),
+    (tiny_vit, {"visual.conv1.weight": (32, 3, 16, 16)}, "visual.conv1.weight"),
+    (tiny_vit, {"pos_embed": (1, 17, 32), "patch_embed.proj.weight": (32, 3, 4, 4)}, "patch_embed.proj.weight"),
+    (tiny_swin, {"layers.1.blocks.0.attn.relative_position_bias_table": (529, 4)},
+     "layers.1.blocks.0.attn.relative_position_bias_table"),
+    (tiny_vit, {"positional_embedding": (77, 32), "visual.positional_embedding": (17, 32)}, ""),
+    (tiny_vit, {"pos_embed": (1, 17, 32), "patch_embed.proj.weight": (32, 192), "decoder_pos_embed": (1, 9, 9)}, ""),
+    (tiny_swin, {"layers.1.blocks.0.attn.relative_position_bias_table": (169, 4)}, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("network", "shapes", "refused"), SHAPES, ids=[f"{n}-{refused}" for n, (_, _, refused) in enumerate(SHAPES)]
+)
+def test_what_timm_would_resample_is_refused(network: Any, shapes: dict[str, tuple[int, ...]], refused: str) -> None:
+    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    if not refused:
+        require_size(state, network(), "a.pth")
+        return
+    with pytest.raises(IntvitError, match="another model") as caught:
+        require_size(state, network(), "a.pth")
+    error = complete(caught.value)
+    assert error.where == f"a.pth: {refused}" and f"shape {shapes[refused]}, the model has (" in error.why
+    assert "the timm tag of the checkpoint's own resolution" in error.next
+
+
+@pytest.mark.parametrize("names", ["timm's", "others"])
+@pytest.mark.parametrize(
+    ("model", "other", "old"),
+    [
+        (
+            "deit3_small_patch16_224.fb_in1k",
+            "deit3_small_patch16_384",
+            {"ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"},
+        ),
+        ("swin_t", "swin_tiny_patch4_window7_224", {"head.fc": "head"}),
+    ],
+    ids=["resolution", "window"],
+)
+def test_a_checkpoint_of_another_size_is_refused_whatever_its_names(
+    tmp_path: Path, model: str, other: str, old: dict[str, str], names: str
+) -> None:
+    sizes = {"img_size": 384, "window_size": 12} if other.startswith("swin") else {}
+    state = timm.create_model(other, **sizes).state_dict()
+    for now, before in old.items() if names == "others" else ():
+        state = {name.replace(now, before): tensor for name, tensor in state.items()}
+    torch.save(state, tmp_path / "other.pth")
+    error = complete(refusal(model, str(tmp_path / "other.pth")))
+    assert error.what == "the checkpoint is of another model" and "resolution" in error.next
+
+
 @pytest.mark.parametrize("classes", [10, 0])
 def test_a_network_without_a_classifier_takes_that_of_its_checkpoint(tmp_path: Path, classes: int) -> None:
     """A checkpoint that has none either is refused as the network is."""
@@ -249,7 +329,7 @@ def test_a_network_without_a_classifier_takes_that_of_its_checkpoint(tmp_path: P
     path = tmp_path / "mine.safetensors"
     save_file(trained.state_dict(), path)
     if not classes:
-        assert "head is Identity" in complete(refusal(name, str(path))).where
+        assert complete(refusal(name, str(path))).what == "this network has no classifier"
         return
     loaded = load(name, str(path))
     assert (loaded.spec.num_classes, loaded.spec.class_ids) == (10, tuple("0123456789"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from calib.align.config import CalibrateConfig, LayerConfig, ReconstructConfig
 from calib.calibrate import calibrate
@@ -91,7 +92,7 @@ def test_attention_products_and_integers_go_on_from_their_steps(tmp_path: Path, 
     assert numbers(again) == numbers(whole) and again.report == whole.report
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "rubbish", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "rubbish", "nested", "other"])
 def test_what_is_damaged_or_anothers_is_removed(tmp_path: Path, damage: str) -> None:
     with pytest.raises(Stopped):
         run(tmp_path, 2)
@@ -104,6 +105,8 @@ def test_what_is_damaged_or_anothers_is_removed(tmp_path: Path, damage: str) -> 
         path.write_bytes(data)
     elif damage == "rubbish":
         path.write_bytes(b"nothing")
+    elif damage == "nested":
+        save_file(load_file(path), path, {"state": "[" * 100_000})
     student = prepare(tiny_vit(embed_dim=48) if damage == "other" else tiny_vit(), parse("w4a8"))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     report: list[dict[str, Any]] = []

@@ -15,6 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from calib import memory
+from calib.synthesize import main
+from runtime.cli import invoke
+
 SMALL = ["--model", "vit_digits", "--method", "psaq", "--images", "6", "--batch", "2", "--iterations", "4"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -113,6 +117,7 @@ def test_killed_and_resumed_makes_the_same_bytes(alone: Path, tmp_path: Path) ->
     ("arguments", "text"),
     [
         (["--method", "psaqq"], "near matches: psaq"),
+        (["--method", "real"], "known: noise, procedural, psaq, mimiq, dfq-vit, spdfq, best\n"),
         (["--model", "deit_z"], "unknown model"),
         (["--device", "tpu"], "unknown device"),
         (["--device", "cuda"], "no CUDA device"),
@@ -124,6 +129,19 @@ def test_bad_input(arguments: list[str], text: str, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert text in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absurd_number_of_images_is_refused_at_once(tmp_path: Path) -> None:
+    done = run(*SMALL, "--out", str(tmp_path / "set"), "--images", "1000000000")
+    assert done.returncode == 2 and "--images" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_more_images_than_the_memory_holds_are_refused_before_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "physical_memory", lambda: 5 * 4 * 3 * 32 * 32)
+    assert invoke(main, [*SMALL, "--out", str(tmp_path / "set")]) == 1
+    assert "do not fit the memory" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_out_is_not_overwritten_unawares(tmp_path: Path, alone: Path) -> None:

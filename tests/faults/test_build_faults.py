@@ -280,6 +280,19 @@ def test_a_full_disk_is_called_by_its_name(
     assert leftovers(tmp_path / "cache") == []
 
 
+def test_a_disk_that_is_full_for_the_bundle_alone_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(source: Path, place: Path, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(assemble.shutil, "copyfile", full)
+    assert build(tmp_path / "cache", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "error: the disk is full" in said and str(tmp_path / "out") in said and "free some space" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
 def test_a_truncated_checkpoint_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,13 @@ def test_other_inputs_and_outputs_are_refused(bundle_copy: Path) -> None:
         opened(bundle_copy)
 
 
+@pytest.mark.parametrize("changes", [{"input_name": "pictures"}, {"output_name": "answers"}])
+def test_parity_with_names_that_the_graph_lacks_is_refused(bundle_copy: Path, changes: dict[str, str]) -> None:
+    rehash(bundle_copy, **changes)
+    with pytest.raises(IntvitError, match="other inputs than" if "input_name" in changes else "failed while running"):
+        check(Bundle.open(bundle_copy), backend="openvino")
+
+
 def test_weights_in_another_file_are_refused(bundle_copy: Path) -> None:
     path = bundle_copy / "openvino/model.onnx"
     outside = {"location": "outside.bin", "size_threshold": 0, "convert_attribute": False}
@@ -147,6 +154,9 @@ def test_a_bundle_without_a_graph_for_it(bundle_copy: Path) -> None:
 def test_options_are_typed() -> None:
     assert OpenVinoOptions.parse({}) == OpenVinoOptions("f32", "")
     assert OpenVinoOptions.parse({"precision": "bf16", "cache_dir": "c"}) == OpenVinoOptions("bf16", "c")
+    with pytest.raises(IntvitError, match="unknown option 'transfers'") as caught:
+        OpenVinoOptions.parse({"transfers": "on"})
+    assert caught.value.where == "--transfers or --option transfers"
     with pytest.raises(IntvitError, match="unknown option 'precison'") as caught:
         OpenVinoOptions.parse({"precison": "bf16"})
     assert "precision" in caught.value.next

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.machinery
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -62,11 +64,36 @@ def test_openvino_missing_says_how_to_install_it(tiny_bundle: Path, monkeypatch:
     assert caught.value.next == "pip install 'intvit[openvino]'"
 
 
+def test_ctrl_c_during_the_import_of_onnxruntime_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its __init__ turns what stops the loading of its library into an ImportError."""
+    real = builtins.__import__
+
+    def stopped(name: str, *args: Any, **options: Any) -> Any:
+        if name != "onnxruntime":
+            return real(name, *args, **options)
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("DLL load failed") from error
+
+    monkeypatch.setattr(builtins, "__import__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        backend.library()
+
+
 def test_ort_has_one_option(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     for wrong in ({"precision": "bf16"}, {"spin_wait": "perhaps"}):
         with pytest.raises(IntvitError, match="unknown option of the ort backend"):
             open_engine(bundle, options=wrong)
+    for wrong, where in (
+        ({"cuda_graph": "on"}, "--cuda-graph or --option cuda_graph"),
+        ({"depth": "3"}, "--option depth"),
+        ({"spin_wait": "perhaps"}, "--spin-wait or --option spin_wait"),
+    ):
+        with pytest.raises(IntvitError) as caught:
+            open_engine(bundle, options=wrong)
+        assert caught.value.where == where
     for value, spins in (("on", "1"), ("off", "0")):
         for twin in (False, True):
             engine = open_engine(bundle, threads=1, twin=twin, options={"spin_wait": value})
@@ -149,6 +176,21 @@ def test_weights_in_another_file_are_refused(bundle_copy: Path) -> None:
     rehash(bundle_copy)
     with pytest.raises(IntvitError, match="not verified"):
         open_engine(Bundle.open(bundle_copy))
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_constant_that_lies_in_another_file_is_refused(bundle_copy: Path, twin: bool) -> None:
+    path = bundle_copy / ("float/model.onnx" if twin else "ort/model.onnx")
+    (bundle_copy / "ort/outside.bin").write_bytes(bytes(40))
+    model, tensor = onnx.load(path), onnx.TensorProto(name="leak", data_type=onnx.TensorProto.FLOAT, dims=[10])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="outside.bin")
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["leak"], value=tensor))
+    path.write_bytes(model.SerializeToString())
+    rehash(bundle_copy)
+    with pytest.raises(IntvitError, match="not verified") as caught:
+        open_engine(Bundle.open(bundle_copy), twin=twin)
+    assert "'leak'" in caught.value.why
 
 
 def test_the_key_follows_everything_that_decides_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

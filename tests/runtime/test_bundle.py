@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 from pathlib import Path
 
@@ -117,6 +119,42 @@ def test_a_pipe_is_refused_and_does_not_hang(bundle_copy: Path) -> None:
         Bundle.open(bundle_copy)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256"])
+def test_a_manifest_that_is_no_file_of_a_sane_size_is_refused_and_not_read(bundle_copy: Path, name: str) -> None:
+    path = bundle_copy / name
+    for make, said in (
+        (lambda: os.mkfifo(path), "regular file"),
+        (lambda: path.symlink_to("/dev/zero"), "regular file"),
+        (lambda: path.mkdir(), "regular file"),
+        (lambda: path.symlink_to(name), "cannot read a file of the bundle"),
+        (lambda: (path.touch(), os.truncate(path, 65 << 20)), "too large"),
+    ):
+        path.rmdir() if path.is_dir() else path.unlink()
+        make()
+        with pytest.raises(IntvitError, match=said) as caught:
+            Bundle.open(bundle_copy)
+        assert caught.value.where == str(path) and caught.value.next
+
+
+def test_a_file_that_is_there_and_cannot_be_read_is_not_called_missing(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preview = bundle_copy / "preview.png"
+    preview.unlink()
+    preview.symlink_to("preview.png")
+    with pytest.raises(IntvitError, match="cannot read a file of the bundle") as caught:
+        Bundle.open(bundle_copy)
+    assert caught.value.where == str(preview) and "may be read" in caught.value.next
+
+    def broken(_: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(IntvitError, match="cannot read a file of the bundle") as caught:
+        Bundle.open(bundle_copy)
+    assert "Input/output error" in caught.value.why and caught.value.where == str(bundle_copy / "manifest.json")
+
+
 def test_listed_twice(bundle_copy: Path) -> None:
     raw = json.loads((bundle_copy / "manifest.json").read_bytes())
     twice = {**raw["files"][0], "path": raw["files"][0]["path"].upper()}
@@ -147,8 +185,9 @@ def test_a_newer_schema_says_which_intvit(bundle_copy: Path) -> None:
 @pytest.mark.parametrize("version", [0, "1", None, True])
 def test_no_known_schema(bundle_copy: Path, version: object) -> None:
     _edit(bundle_copy, schema_version=version)
-    with pytest.raises(IntvitError, match="schema version"):
+    with pytest.raises(IntvitError, match="schema version") as caught:
         Bundle.open(bundle_copy)
+    assert "build the bundle again" in caught.value.next
 
 
 def test_unknown_key_is_refused(bundle_copy: Path) -> None:
@@ -158,11 +197,51 @@ def test_unknown_key_is_refused(bundle_copy: Path) -> None:
     assert "surprise" in caught.value.why
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("preprocess", "std", [0.0, 0.5, 0.5]),
+        ("preprocess", "std", [math.nan] * 3),
+        ("preprocess", "mean", [1e308] * 3),
+        ("preprocess", "crop_pct", 1e-7),
+        ("preprocess", "height", 10**6),
+        ("preprocess", "width", 0),
+        ("taps", "scale", math.nan),
+        ("taps", "scale", math.inf),
+        ("taps", "zero_point", 10**30),
+        ("taps", "qmin", -(10**9)),
+        ("layers", "macs", 10**400),
+        ("layers", "weight_bits", -5),
+        ("", "num_classes", 0),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_refused(
+    bundle_copy: Path, part: str, key: str, value: object
+) -> None:
+    raw = json.loads((bundle_copy / "manifest.json").read_bytes())
+    place = raw[part] if part else raw
+    (place[0] if isinstance(place, list) else place)[key] = value
+    _edit(bundle_copy, **raw)
+    with pytest.raises(IntvitError, match="does not follow its schema") as caught:
+        Bundle.open(bundle_copy)
+    assert key in caught.value.why
+
+
+def test_the_usual_crop_is_not_written_for_older_runtimes_refuse_the_key(bundle_copy: Path) -> None:
+    raw = json.loads((bundle_copy / "manifest.json").read_bytes())
+    rule = Bundle.open(bundle_copy).manifest.preprocess
+    assert "crop_mode" not in raw["preprocess"] and rule.crop_mode == "center"
+    rehash(bundle_copy, preprocess=rule.model_copy(update={"crop_mode": "squash"}))
+    assert json.loads((bundle_copy / "manifest.json").read_bytes())["preprocess"]["crop_mode"] == "squash"
+    assert Bundle.open(bundle_copy).manifest.preprocess.crop_mode == "squash"
+
+
 def test_manifest_that_is_no_json(bundle_copy: Path) -> None:
     (bundle_copy / "manifest.json").write_bytes(b"{")
     (bundle_copy / "manifest.sha256").write_text(sha256_bytes(b"{") + "\n")
-    with pytest.raises(IntvitError, match="not JSON"):
+    with pytest.raises(IntvitError, match="not JSON") as caught:
         Bundle.open(bundle_copy)
+    assert "build the bundle again" in caught.value.next
 
 
 def test_entry_for(tmp_path: Path) -> None:

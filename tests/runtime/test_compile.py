@@ -127,6 +127,21 @@ def test_the_command(bundle_copy: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert cli.invoke(verb.main, [str(bundle_copy), "--backend", "ORT"]) == 1
 
 
+def test_options_are_tensorrts_and_the_help_says_so(tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(verb.main, [str(tiny_bundle), "--option", "spin_wait=off"]) == 1
+    assert "next: leave --option out" in capfd.readouterr().err
+    assert cli.invoke(verb.main, ["--help"]) == 0
+    shown = capfd.readouterr().out
+    assert "tensorrt" in shown and "openvino" not in shown
+
+
+def test_layers_are_tensorrts_and_the_error_says_what_to_type(
+    tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(verb.main, [str(tiny_bundle), "--layers", str(tmp_path / "layers.json")]) == 1
+    assert "next: leave --layers out" in capfd.readouterr().err
+
+
 def test_a_layer_without_a_kernel_is_a_loud_warning(bundle_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     layers = Bundle.open(bundle_copy).manifest.layers
     rehash(bundle_copy, layers=[*layers, layers[0].model_copy(update={"name": "ghost"})])

@@ -17,6 +17,7 @@ from runtime.files import (
     atomic_write_json,
     atomic_write_text,
     json_text,
+    require_apart,
     require_writable,
     sha256_bytes,
     sha256_file,
@@ -85,6 +86,20 @@ def test_a_place_is_tried_before_anything_is_written(tmp_path: Path) -> None:
         with pytest.raises(IntvitError, match=why) as caught:
             require_writable(wrong)
         assert caught.value.where == str(wrong)
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    source, folder = tmp_path / "folder/source", tmp_path / "folder"
+    folder.mkdir()
+    source.write_text("x")
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "hard").hardlink_to(source)
+    for out in (source, folder, tmp_path, tmp_path / "link", tmp_path / "hard", tmp_path / "folder/../folder/source"):
+        with pytest.raises(IntvitError, match="would overwrite an input") as caught:
+            require_apart(out, [tmp_path / "nothing", source])
+        assert caught.value.where == str(out) and str(source) in caught.value.why
+    for out in (folder / "new", tmp_path / "sour", Path("/dev/null")):
+        require_apart(out, [tmp_path / "nothing", source, folder])
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

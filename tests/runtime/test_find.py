@@ -133,7 +133,7 @@ def test_few_tensors_at_a_time_and_few_runs(tmp_path: Path, monkeypatch: pytest.
 def test_an_unknown_rung() -> None:
     with pytest.raises(IntvitError, match="unknown rung 'dialekt'") as caught:
         rung("dialekt")
-    assert "canonical, dialect, engine" in caught.value.why
+    assert "canonical, dialect, engine" in caught.value.why and "--between " in caught.value.next
 
 
 def test_the_command(bundle_copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

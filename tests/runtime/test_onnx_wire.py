@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.errors import IntvitError
-from runtime.onnx_wire import FLOAT, INT8, UINT8, cut, op_histogram, read_graph, with_extra_outputs
+from runtime.onnx_wire import FLOAT, INT8, UINT8, cut, external_tensor, op_histogram, read_graph, with_extra_outputs
+from runtime.wire import bytes_field, number_field
 from tests.runtime.tiny import Spec, graph
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=8)
@@ -113,7 +115,7 @@ def test_spoiled_bytes_never_crash(data: st.DataObject) -> None:
         spoiled = good[:at] + bytes([good[at] ^ data.draw(st.integers(1, 255))]) + good[at + 1 :]
     else:
         spoiled = data.draw(st.binary(max_size=200))
-    for read in (read_graph, lambda model: with_extra_outputs(model, ["a"])):
+    for read in (read_graph, external_tensor, lambda model: with_extra_outputs(model, ["a"])):
         try:
             read(spoiled)
         except IntvitError as error:
@@ -126,6 +128,101 @@ SMALL = graph(Spec(width=4, hidden=4, classes=2)).SerializeToString()
 def test_truncated_model_is_refused() -> None:
     with pytest.raises(IntvitError, match="well-formed"):
         read_graph(SMALL[:-3])
+
+
+def _outside(location: bool = True, entries: bool = True) -> TensorProto:
+    """A tensor that says so in one of the two ways, or in both."""
+    tensor = TensorProto(name="leak", data_type=TensorProto.FLOAT, dims=[10])
+    if location:
+        tensor.data_location = TensorProto.EXTERNAL
+    if entries:
+        tensor.external_data.add(key="location", value="/etc/passwd")
+    return tensor
+
+
+def _with_tensor(model: onnx.ModelProto, place: str, tensor: TensorProto) -> onnx.ModelProto:
+    top, node = model.graph, model.graph.node.add(op_type="Constant", output=["leak"])
+    inner = helper.make_graph([helper.make_node("Constant", [], ["leak"], value=tensor)], "inner", [], [])
+    sparse = onnx.SparseTensorProto(values=tensor, dims=[10])
+    if place == "initializer":
+        top.initializer.append(tensor)
+    elif place == "attribute":
+        node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=tensor)
+    elif place == "list of an attribute":
+        node.attribute.add(name="values", type=onnx.AttributeProto.TENSORS, tensors=[tensor])
+    elif place == "sparse initializer":
+        top.sparse_initializer.append(sparse)
+    elif place == "indices of a sparse initializer":
+        top.sparse_initializer.add(values=TensorProto(name="fine"), indices=tensor, dims=[10])
+    elif place == "sparse attribute":
+        node.attribute.add(name="s", type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse)
+    elif place == "list of sparse ones":
+        node.attribute.add(name="s", type=onnx.AttributeProto.SPARSE_TENSORS, sparse_tensors=[sparse])
+    elif place == "branch":
+        node.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH, g=inner)
+    elif place == "branch of a branch":
+        middle = helper.make_graph([helper.make_node("If", ["c"], ["x"], then_branch=inner)], "middle", [], [])
+        node.attribute.add(name="bodies", type=onnx.AttributeProto.GRAPHS, graphs=[middle])
+    elif place == "function":
+        model.functions.add(name="F", domain="own").node.extend(inner.node)
+    elif place == "default of a function":
+        model.functions.add(name="F", domain="own").attribute_proto.append(inner.node[0].attribute[0])
+    else:
+        model.training_info.add().algorithm.CopyFrom(inner)
+    return model
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "initializer",
+        "attribute",
+        "list of an attribute",
+        "sparse initializer",
+        "indices of a sparse initializer",
+        "sparse attribute",
+        "list of sparse ones",
+        "branch",
+        "branch of a branch",
+        "function",
+        "default of a function",
+        "training graph",
+    ],
+)
+def test_a_tensor_in_another_file_is_found_wherever_it_is(place: str) -> None:
+    model = graph(Spec(width=4, hidden=4, classes=2))
+    assert external_tensor(model.SerializeToString()) is None
+    for outside in (_outside(), _outside(entries=False), _outside(location=False)):
+        made = _with_tensor(onnx.ModelProto.FromString(model.SerializeToString()), place, outside)
+        assert external_tensor(made.SerializeToString()) == "leak"
+    inside = _with_tensor(model, place, numpy_helper.from_array(np.zeros(10, np.float32), "leak"))
+    assert external_tensor(inside.SerializeToString()) is None
+
+
+def test_a_location_in_more_bits_than_protobuf_keeps_is_found() -> None:
+    """Its reader makes 1, which is EXTERNAL, of 2**32 + 1, and field 14 of 2**29 + 14."""
+    tensors = [number_field(14, (1 << 32) + 1), number_field((1 << 29) + 14, 1)]
+    models = [bytes_field(7, bytes_field(5, tensor)) for tensor in tensors]
+    assert external_tensor(models[0]) == ""
+    with pytest.raises(IntvitError, match="well-formed"):
+        external_tensor(models[1])
+
+
+def test_a_graph_nested_without_end_is_refused() -> None:
+    inner = b""
+    for _ in range(3000):
+        inner = bytes_field(1, bytes_field(5, bytes_field(6, inner)))
+    with pytest.raises(IntvitError, match="well-formed") as caught:
+        external_tensor(bytes_field(7, inner))
+    assert "nested" in caught.value.why
+
+
+def test_a_large_tensor_is_passed_over() -> None:
+    tensor = TensorProto(name="large", data_type=TensorProto.FLOAT, dims=[25_000_000], raw_data=bytes(100_000_000))
+    model = bytes_field(7, bytes_field(5, tensor.SerializeToString()))
+    started = time.perf_counter()
+    assert external_tensor(model) is None
+    assert time.perf_counter() - started < 0.05
 
 
 def _run(model: bytes, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:

@@ -150,6 +150,22 @@ def test_the_command(bundle_copy: Path, tmp_path: Path, capfd: pytest.CaptureFix
     assert f"next: {pasted} --ladder\n" in captured.out
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--between", "canonical", "engine"], "--between belongs to --find"),
+        (["--ladder", "--tolerance", "0.1"], "--tolerance belongs to --find"),
+        (["--find", "--between", "engine", "engine"], "name two different rungs"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(
+    options: list[str], said: str, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(verb.main, [str(tiny_bundle), *options]) == 1
+    captured = capfd.readouterr()
+    assert said in captured.err and captured.out == ""
+
+
 @given(st.floats(-60, 60))
 def test_sqnr_of_a_known_noise(db: float) -> None:
     reference = np.array([3.0, -4.0], np.float32)

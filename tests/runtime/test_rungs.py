@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from runtime import ladder, rungs
@@ -31,6 +32,18 @@ def test_the_engine_is_the_compiled_one_where_there_is_one(bundle_copy: Path) ->
     bundle = plant_in_engine(bundle_copy, number("head.bias", lambda bias: bias + 1))
     (path,) = bundle_copy.glob("engines/ort-*/model.onnx")
     assert open_rung(rung("engine"), bundle).data == path.read_bytes()
+
+
+def test_a_rung_that_reads_another_file_is_refused(bundle_copy: Path) -> None:
+    def outside(model: onnx.ModelProto) -> None:
+        tensor = onnx.TensorProto(name="leak", data_type=onnx.TensorProto.FLOAT, dims=[10])
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["leak"], value=tensor))
+
+    with pytest.raises(IntvitError, match="not verified"):
+        open_rung(rung("engine"), plant_in_engine(bundle_copy, outside))
+    with pytest.raises(IntvitError, match="not verified"):
+        open_rung(rung("dialect"), plant(bundle_copy, DIALECT, outside))
 
 
 def test_aligned_and_free(tiny_bundle: Path) -> None:

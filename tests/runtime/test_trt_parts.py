@@ -51,7 +51,7 @@ def test_options_are_typed() -> None:
 def test_options_that_are_wrong(options: dict[str, str], said: str) -> None:
     with pytest.raises(IntvitError, match=said) as caught:
         TensorRtOptions.parse(options)
-    assert caught.value.where == "--option" and caught.value.next
+    assert caught.value.where.startswith("--option") and caught.value.next
 
 
 @pytest.mark.parametrize(

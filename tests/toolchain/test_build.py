@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from benches.digits import picture_files
+from calib import memory
 from runtime import cli
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
@@ -359,7 +360,18 @@ def test_cuda_without_cuda(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [["--images", "0"], ["--iterations", "0"], ["--no-such-option"], ["--seed", "x"]])
+def test_more_images_than_the_memory_holds_are_refused_before_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "physical_memory", lambda: 7 * 4 * 3 * 32 * 32)
+    assert build(tmp_path / "cache", tmp_path / "out") == 1
+    assert "7 at the very most" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--images", "0"], ["--images", "1000000000"], ["--iterations", "0"], ["--no-such-option"], ["--seed", "x"]],
+)
 def test_a_wrong_command_line_is_exit_code_2(options: list[str], tmp_path: Path) -> None:
     assert build(tmp_path / "cache", tmp_path / "out", *options) == 2
     assert list(tmp_path.iterdir()) == []

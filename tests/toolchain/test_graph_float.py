@@ -27,6 +27,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "pre_norm": lambda: vit(pre_norm=True),
     "no_qkv_bias": lambda: vit(qkv_bias=False),
     "swin": swin,
+    "swin_one_shifted_window": lambda: swin(img_size=(16, 16), always_partition=True),
     "swin_no_merging": lambda: swin(depths=(2,), num_heads=(2,)),
 }
 

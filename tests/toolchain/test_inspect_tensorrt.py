@@ -199,7 +199,8 @@ def test_the_command_line(digits_bundle: DigitsBundle, tmp_path: Path, capsys: p
     assert "as tensorrt executes them" in said and "3 of 3 run as one kernel" in said
     assert (found["backend"], found["integer_mac_fraction"]) == ("tensorrt", 1.0)
     assert cli.invoke(main, [str(bundle.root), "--engine-json", str(tmp_path / "none.json")]) == 1
-    assert "No such file" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "No such file" in said and "next: give the file" in said
 
 
 def test_an_engine_of_this_machine_is_asked_and_closed(

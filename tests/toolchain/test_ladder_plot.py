@@ -78,6 +78,13 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert not out.exists()
 
 
+def test_the_picture_does_not_overwrite_the_ladder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "ladder.json"
+    record.write_text("{}")
+    assert cli.invoke(main, [str(record), str(record)]) == 1
+    assert "would overwrite an input" in capfd.readouterr().err and record.read_text() == "{}"
+
+
 def test_a_ladder_without_taps(tmp_path: Path) -> None:
     bundle = Bundle.open(make_bundle(tmp_path / "b"))
     ladder = climb(bundle, threads=1).to_json()

@@ -204,6 +204,13 @@ def test_names_are_shown_as_they_are(name: str, tmp_path: Path, capsys: pytest.C
     assert "blk[0]\\[red]q" in cells
 
 
+def test_the_result_does_not_overwrite_the_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(from_text(GOOD), tmp_path / "model.onnx")
+    before = path.read_bytes()
+    assert run(path, "--target", "tensorrt", "--json", path) == 1
+    assert "would overwrite an input" in capsys.readouterr().err and path.read_bytes() == before
+
+
 def test_a_warning_exits_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(saved(from_text(swap(GOOD, MINUS_128)), tmp_path / "model.onnx"), "--target", "tensorrt") == 0
     assert "0 errors, 1 warnings" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""WidenInt4 and BlockInt4: 4-bit weights in the two forms that TensorRT takes, with the same numbers."""
+"""WidenInt4 and BlockInt4: 4-bit weights in the forms that TensorRT and OpenVINO take, with the same numbers."""
 
 from __future__ import annotations
 
@@ -57,6 +57,15 @@ def test_weights_beside_floats_stay_four_bits_wide() -> None:
     before = serialized(model)
     assert not WidenInt4()(model).modified
     assert serialized(model) == before
+
+
+def test_those_of_chosen_layers_are_widened_and_of_no_other() -> None:
+    for chosen in (True, False):
+        model = from_text(FLOAT)
+        before = run(model, x(), optimize=False)
+        assert WidenInt4(lambda linear, chosen=chosen: chosen and linear.activation is None)(model).modified == chosen
+        assert model.graph.initializers["w"].dtype == (ir.DataType.INT8 if chosen else ir.DataType.INT4)
+        assert (run(model, x(), optimize=False) == before).all()
 
 
 def test_an_int4_tensor_that_is_no_weight_is_a_precondition_failure() -> None:

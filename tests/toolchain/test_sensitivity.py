@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from calib import memory
 from runtime import cli
 from toolchain.sensitivity import main
 
@@ -30,6 +31,14 @@ def test_a_place_for_the_figures_that_cannot_be_written_is_told_at_once(
     assert said.out == "" and "it is a folder" in said.err and not (tmp_path / "cache").exists()
 
 
+def test_more_images_than_the_memory_holds_are_refused_before_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "physical_memory", lambda: 15 * 4 * 3 * 32 * 32)
+    assert cli.invoke(main, [*DIGITS, "--cache", str(tmp_path)]) == 1
+    assert "15 at the very most" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -37,6 +46,7 @@ def test_a_place_for_the_figures_that_cannot_be_written_is_told_at_once(
         (["--method", "real"], "reads no real images"),
         (["--model", "no_such_model"], "no_such_model"),
         (["--bits", "w4a16+g128"], "groups of 128 do not divide"),
+        (["--images", "1000000000"], "1000000"),
         (["--seed", str(10**15)], "2147483647"),
     ],
 )

@@ -17,7 +17,7 @@ from runtime.errors import IntvitError
 from tests.conftest import REPO
 from toolchain import stages
 from toolchain.locks import alone
-from toolchain.stages import StageResult, StageStore, code_digest, default_store
+from toolchain.stages import StageResult, StageStore, code_digest, default_store, store_at
 
 CODE = ("work.py", "folder")
 
@@ -130,7 +130,17 @@ def test_a_flipped_byte_in_a_result_is_done_again(counting: Counting, file: str)
     assert (again.folder / "sub/b.txt").read_text() == "second"
 
 
-RECORDS = [None, b"", b"{", b"[]", b"{}", b'{"files": {}}', b'{"files": [1]}', b'{"files": {"a.txt": 3}}']
+RECORDS = [
+    None,
+    b"",
+    b"{",
+    b"[]",
+    b"{}",
+    b'{"files": {}}',
+    b'{"files": [1]}',
+    b'{"files": {"a.txt": 3}}',
+    pytest.param(b"[" * 100_000, id="nested"),
+]
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -237,6 +247,25 @@ def test_the_default_store_follows_the_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_store() == tmp_path / "home/.cache/intvit/stages"
+
+
+def test_a_cache_that_cannot_be_written_is_told_at_once_with_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for name in ("INTVIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "file"))
+        with pytest.raises(IntvitError, match="cannot write to the cache") as caught:
+            store_at(None)
+        assert str(tmp_path / "file") in caught.value.where and "--cache DIR, or INTVIT_CACHE" in caught.value.next
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(IntvitError, match="no home"):
+        store_at(None)
+    with pytest.raises(IntvitError, match="cannot write to the cache"):
+        store_at(tmp_path / "file/below")
+    assert store_at(tmp_path / "new/stages") == tmp_path / "new/stages"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 HOLDER = """

@@ -19,7 +19,7 @@ from runtime.errors import IntvitError
 from runtime.onnx_wire import with_extra_outputs
 from runtime.parity import sqnr_db
 from tests.conftest import NO_OPENVINO
-from tests.toolchain.nets import calibrated, from_text, noise, run, serialized, spec_of, swin, vit
+from tests.toolchain.nets import calibrated, from_text, noise, run, serialized, spec_of, stored_as, swin, vit
 from toolchain.graph import canonical_graph
 from toolchain.targets import openvino
 
@@ -61,6 +61,12 @@ def test_int4_beside_a_quantized_activation_is_refused() -> None:
 
 def test_int4_beside_a_float_activation_is_legal() -> None:
     openvino.check(from_text(GOOD.replace("int8[4, 3] w", "int4[4, 3] w").replace("MatMul(x_dq", "MatMul(x")))
+
+
+def test_int4_of_an_odd_number_of_input_channels_is_refused() -> None:
+    odd = GOOD.replace("[B, 2, 4] x", "[B, 2, 3] x").replace("int8[4, 3] w", "int4[3, 3] w").replace(", 6, -5, 4}", "}")
+    error = refused(odd.replace("MatMul(x_dq", "MatMul(x"))
+    assert error.where == "product" and "odd number of input channels" in error.why
 
 
 def test_lowering_adds_casts_and_no_other_node() -> None:
@@ -112,6 +118,28 @@ def test_dialect_and_canonical_give_the_same_bits(scheme: str) -> None:
     images = {"images": noise(spec, 3, seed=7).numpy()}
     wanted = run(canonical, images, optimize=False)
     assert (run(openvino.lower(canonical), images, optimize=False) == wanted).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "scheme", "widened"),
+    [
+        ({"embed_dim": 33, "num_heads": 3}, "w4a16", 2 * 3 + 1),  # qkv, proj, fc1 and the head; fc2 reads 132
+        ({"mlp_ratio": 41 / 32}, "w3a16", 2),
+        ({"embed_dim": 34, "num_heads": 2}, "w4a16", 0),
+    ],
+)
+def test_int4_of_an_odd_number_of_input_channels_is_stored_as_int8(
+    changes: dict[str, Any], scheme: str, widened: int
+) -> None:
+    pytest.importorskip("openvino", reason=NO_OPENVINO)
+    module = vit(**changes)
+    spec = spec_of(module)
+    canonical = canonical_graph(calibrated(module, spec, scheme))
+    dialect = openvino.lower(canonical)
+    assert stored_as(dialect, ir.DataType.INT8) - stored_as(canonical, ir.DataType.INT8) == widened
+    images = {"images": noise(spec, 3, seed=7).numpy()}
+    _, made = executed(serialized(dialect), images)
+    assert sqnr_db(run(canonical, images, optimize=False), made) > 80
 
 
 def executed(model: bytes, feeds: Mapping[str, Any]) -> tuple[list[ExecutedNode], np.ndarray]:

@@ -173,11 +173,14 @@ def _swin_block(b: Builder, name: str, block: Network, x: ir.Value, side: tuple[
 
 
 def _score_bias(block: Network, windows: int) -> tuple[np.ndarray, int]:
+    """See ``bias`` of ``attention``."""
     bias = position_bias(block.attn)
     assert bias is not None
     relative = array(bias)
     if block.attn_mask is None:
         return relative, 1
+    if windows == 1:  # shifted all the same, where timm is told to partition always
+        return relative + array(block.attn_mask)[None], 1
     return relative[:, None] + array(block.attn_mask)[None, :, None], windows
 
 

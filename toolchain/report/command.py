@@ -8,6 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from runtime.cli import require_kept
 from runtime.console import Console
 from runtime.errors import IntvitError
 from runtime.files import atomic_write_text
@@ -48,6 +49,7 @@ def main(
 ) -> None:
     """Write what is known of the bundles as one HTML file that needs nothing else."""
     path = out or bundles[0] / "report.html"
+    require_kept(path, bundles)
     write_report(bundles, path)
     size = path.stat().st_size
     Console().print(f"wrote {path}, {size / 1e3:.0f} kB", markup=False, highlight=False, soft_wrap=True)

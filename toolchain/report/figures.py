@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from runtime.errors import IntvitError
 from toolchain.report.gather import Json
 from toolchain.report.summary import Point, how, twin
 
@@ -80,9 +82,23 @@ def image_uri(image: Image.Image, kind: str) -> str:
 
 
 def preview(path: Path) -> str:
-    """The contact sheet of the calibration images, as JPEG."""
-    with Image.open(path) as picture:
-        return image_uri(picture.convert("RGB"), "jpeg")
+    """The contact sheet of the calibration images, as JPEG.
+
+    Raises:
+        IntvitError: the file is no picture, or one so large that it looks made to use the memory up.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return image_uri(picture.convert("RGB"), "jpeg")
+    except Exception as error:  # each format's reader has its own on bytes that are no picture
+        raise IntvitError(
+            "cannot read the preview of the calibration images",
+            where=str(path),
+            why=str(error) or type(error).__name__,
+            next="build the bundle again",
+        ) from error
 
 
 def first_image(images: Any, mean: Sequence[float], std: Sequence[float]) -> str:

@@ -50,7 +50,7 @@ def gather(path: Path) -> Measured:
     """Open the bundle at ``path`` and read what lies in its ``reports/``.
 
     Raises:
-        IntvitError: the bundle does not verify, or a file there is no JSON object of its kind.
+        IntvitError: the bundle does not verify, or a file there, or its ``cost.json``, is no JSON object of its kind.
     """
     bundle = Bundle.open(path)
     by_kind: dict[str, list[Json]] = {}
@@ -76,7 +76,7 @@ def gather(path: Path) -> Measured:
         by_kind=by_kind,
         network=_read(path / REPORTS / "network.json"),
         synthesis=_read(path / REPORTS / "synthesis.json"),
-        cost=_read(path / "cost.json"),
+        cost=_cost(path / "cost.json"),
         ignored=tuple(ignored),
     )
 
@@ -93,6 +93,21 @@ def command(kind: str, bundle: Bundle) -> str:
     return f"python -m {verb} {path}{backend_option(bundle.targets)}{option} --json {out}"
 
 
+def _cost(path: Path) -> Json | None:
+    """What each stage of the build took: for each that has any, ``seconds`` and ``peak_mib`` are numbers.
+
+    Raises:
+        IntvitError: they are not.
+    """
+    cost = _read(path)
+    for stage, one in (cost or {}).items():
+        figures = [one.get(key) if isinstance(one, dict) else None for key in ("seconds", "peak_mib")]
+        if one and not all(isinstance(value, int | float) and 0 <= value < 1e12 for value in figures):
+            why = f"{stage!r} has no sound seconds and peak_mib"
+            raise IntvitError("cannot read what the build took", where=str(path), why=why, next="remove it")
+    return cost
+
+
 def _read(path: Path) -> Json | None:
     """The JSON object in a file; None where there is no file.
 
@@ -100,6 +115,9 @@ def _read(path: Path) -> Json | None:
         IntvitError: it holds something else.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe might never end
+            why = "it is a folder, a pipe or a device"
+            raise IntvitError("cannot read a measurement", where=str(path), why=why, next="remove it")
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None

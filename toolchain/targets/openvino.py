@@ -5,7 +5,8 @@ the next quantizer in its epilogue (docs/decisions/0011-openvino-dialect.md). Th
 quantizer has a step of 1, and what attention gives is quantized before it is transposed
 (docs/decisions/0022-openvino-epilogue.md). A LayerNorm behind a quantizer (``+res8``) reads its integers. INT4 weights
 beside a quantized activation the plugin would decompress for a float product, so a Cast to INT8, folded at load, comes
-between. In weight-only schemes the product is float anyway, and INT4 stays packed in memory.
+between. In weight-only schemes the product is float anyway, and INT4 stays packed in memory, but for an odd number of
+input channels: OpenVINO 2026.4.1 reads such weights wrongly, so they are stored as INT8.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from runtime.errors import IntvitError
-from toolchain.passes import ExpandInt4, NormLevels, QuantizeFirst, UnitStep
-from toolchain.passes.match import constant
+from toolchain.passes import ExpandInt4, NormLevels, QuantizeFirst, UnitStep, WidenInt4
+from toolchain.passes.match import Linear, constant
 from toolchain.targets import broken_rule
 
 
@@ -25,6 +26,7 @@ def lower(canonical: ir.Model) -> ir.Model:
         IntvitError: the result breaks one of the dialect's rules (a fault of the toolchain, not of the user).
     """
     dialect = canonical.clone()
+    WidenInt4(_misread)(dialect)
     if any(node.op_type == "QuantizeLinear" for node in dialect.graph):
         ir.passes.Sequential(QuantizeFirst(_quantized_best), UnitStep(), NormLevels(), ExpandInt4())(dialect)
     check(dialect)
@@ -44,8 +46,23 @@ def check(model: ir.Model) -> None:
                 raise _fault(node, "its zero point is not int8 0; a zero point is written as a shift before it")
         if node.op_type == "MatMul":
             left, right = (_dequantized(value) for value in node.inputs)
-            if left is not None and right is not None and right.dtype == ir.DataType.INT4:
+            if right is None or right.dtype != ir.DataType.INT4:
+                continue
+            if left is not None:
                 raise _fault(node, "INT4 weights are decompressed for a float product; a Cast to INT8 is missing")
+            if _odd(right):
+                raise _fault(node, "INT4 weights of an odd number of input channels are read wrongly; INT8 is not")
+
+
+def _misread(linear: Linear) -> bool:
+    """Whether OpenVINO would read INT4 weights of that layer wrongly."""
+    return linear.activation is None and _odd(linear.weight.inputs[0])
+
+
+def _odd(weight: ir.Value | None) -> bool:
+    """Whether weights [K, N] are of an odd number of input channels."""
+    levels = constant(weight)
+    return levels is not None and levels.shape[0] % 2 == 1
 
 
 def _quantized_best(source: ir.Value) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from runtime.backends.base import as_typed
 from runtime.backends.trt.library import Library
 from runtime.errors import IntvitError
 from runtime.kernels.build import FOLDER
@@ -90,7 +91,7 @@ class TensorRtOptions:
         for name, text in values.items():
             if name not in known:
                 hint = f"known: {', '.join(known)}"
-                raise IntvitError(f"unknown option {name!r} of the tensorrt backend", where="--option", next=hint)
+                raise IntvitError(f"unknown option {name!r} of the tensorrt backend", where=as_typed(name), next=hint)
             made[name] = _value(name, text)
         return replace(cls(), **made)
 

@@ -129,7 +129,7 @@ def test_distillation_brings_held_out_logits_closer(make: Any, side: int, scheme
     assert bool(kept) == ("+" in scheme)
     calls: list[tuple[int, int]] = []
     config = DistillConfig(epochs=4, frozen_epochs=1, rate=5e-3, augment=False)
-    row = distill(task, config, 0, lambda done, total: calls.append((done, total)))
+    row = distill(task, config, 1, lambda done, total: calls.append((done, total)))
     assert row["accepted"] and row["after"] < row["before"]
     assert calls == [(k, 4) for k in (1, 2, 3, 4)]
     held = task.images[task.split.held]

@@ -20,7 +20,7 @@ from calib.quant.rescale import Rescale
 def test_sums_become_the_nearest_levels(
     ratio: float, spread: list[float], zero: int, bias: float, wanted: list[int]
 ) -> None:
-    """Sums that stand for whole levels, as far as 30 bits reach: found within one, the zero point and a bias included."""
+    """Sums that stand for whole levels, as far as 30 bits reach: found again, with a zero point and a bias."""
     units = torch.tensor([2.0 ** (ratio - part) for part in spread], dtype=torch.float64)
     rescale = Rescale(len(units))
     rescale.fix(units, torch.ones(()), (-(1 << 40), 1 << 40), torch.tensor([bias] * len(units)), zero)

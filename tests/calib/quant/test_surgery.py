@@ -194,7 +194,6 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"pos_embed": "none"}, "no position embedding"),
     ({"dynamic_img_size": True}, "dynamic_img_size"),
     ({"embed_norm_layer": nn.LayerNorm}, "patch_embed.norm"),
-    ({"num_classes": 0}, "head is Identity, not Linear"),
     ({"block_fn": ResPostBlock}, "blocks.0 is ResPostBlock"),
     ({"block_fn": ParallelScalingBlock}, "blocks.0 is ParallelScalingBlock"),
     ({"block_fn": ParallelThingsBlock}, "blocks.0 is ParallelThingsBlock"),
@@ -214,7 +213,6 @@ def test_vit_parts_that_are_refused(kwargs: dict[str, Any], part: str) -> None:
         ({"img_size": 48}, "layers.0.blocks.0: (12, 12) tokens do not divide into windows (7, 7)"),
         ({"img_size": 28}, "layers.1.downsample: (7, 7) tokens do not merge two by two"),
         ({"global_pool": "max"}, "global_pool='max'"),
-        ({"num_classes": 0}, "head.fc is Identity"),
         ({"norm_layer": partial(nn.LayerNorm, bias=False)}, "layers.0.blocks.0.norm1"),
     ],
     ids=str,
@@ -222,6 +220,15 @@ def test_vit_parts_that_are_refused(kwargs: dict[str, Any], part: str) -> None:
 def test_swin_parts_that_are_refused(kwargs: dict[str, Any], part: str) -> None:
     plain = {"img_size": 56, "window_size": 7, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
     assert part in refusal(SwinTransformer(**{**plain, **kwargs}).eval()).where
+
+
+@pytest.mark.parametrize(("network", "head"), [(tiny_vit, "head"), (tiny_swin, "head.fc")])
+def test_a_network_without_a_classifier_is_refused_for_that_alone(network: Any, head: str) -> None:
+    with pytest.raises(IntvitError, match="no classifier") as caught:
+        prepare(network(num_classes=0), W4A8)
+    error = complete(caught.value)
+    assert error.where == head and f"{head}.weight and {head}.bias" in error.next
+    assert "mlp.act" in refusal(tiny_vit(num_classes=0, act_layer=nn.ReLU)).where
 
 
 def test_overlapping_patches_are_refused() -> None:

@@ -117,6 +117,7 @@ STATES = {
     "another digest": '["0", "{\\"history\\": [{}, {}], \\"scales\\": {}, \\"since\\": 0}"]',
     "no text": '["0", 3]',
     "no history": '["0", "{}"]',
+    "nested": "[" * 100_000,
     "a list": '["0", "[]"]',
 }
 

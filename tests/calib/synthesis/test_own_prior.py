@@ -151,7 +151,8 @@ def test_a_file_may_define_a_dataclass_with_annotations_of_the_future(tmp_path: 
     path = tmp_path / "settings.py"
     path.write_text(DATED)
     images = torch.ones(1, 3, 2, 2, requires_grad=True)
-    assert float(parse_prior(f"{path}=1").value(images, Attention([], [], [], 1))) == 0.5
+    value = parse_prior(f"{path}=1").value(images, Attention([], [], [], 1))
+    assert float(value.detach()) == 0.5
 
 
 @pytest.mark.parametrize("text", ["1 / 0", "raise SystemExit(3)", "loss = 3"])

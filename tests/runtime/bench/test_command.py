@@ -119,6 +119,14 @@ def test_no_time_is_endless(tiny_bundle: Path, option: str, capfd: pytest.Captur
     assert option in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "most"), [("--threads", 1024), ("--streams", 64)])
+def test_more_engines_or_threads_than_any_machine_runs_are_refused_at_once(
+    option: str, most: int, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(bench.main, [str(tiny_bundle), option, f"1,{most + 1}"]) == 2
+    assert f"{most + 1} is more than {most}" in " ".join(capfd.readouterr().err.split())
+
+
 @pytest.mark.parametrize("more", [[], ["--batch", "1,2"]])
 def test_the_record_outlives_the_reader_of_what_is_printed(tiny_bundle: Path, tmp_path: Path, more: list[str]) -> None:
     """``bench --json x.json | head -1``: the reader goes away after a line."""

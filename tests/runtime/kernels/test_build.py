@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.cli import invoke
 from runtime.errors import IntvitError
 from runtime.kernels import build
 from runtime.kernels.tiles import SMS, TILES, TOKEN_KERNELS, every_kernel, kernel_name
@@ -111,6 +112,15 @@ def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_ptxas_refuses_is_said() -> None:
     with pytest.raises(IntvitError, match="do not compile"):
         build.compile_cubin(".version 7.0\nnonsense", "w4a8", "80")
+
+
+@pytest.mark.parametrize("name", ["foo", "99999"])
+def test_an_unknown_sm_is_refused_before_anything_is_compiled(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "compile_ptx", lambda unit: pytest.fail("compiled"))
+    assert invoke(build.main, ["--out", str(tmp_path / "out"), "--sm", SMS[0], "--sm", name]) == 1
+    assert f"no kernels for SM {name!r}" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_hash_of_the_sources_changes_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from runtime import cli
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, entry_for, write_manifest
 from runtime.files import atomic_write_json
+from tests.runtime.tiny import rehash
 from tests.toolchain.report.pages import Page, accuracy_record, bare_bundle, bench_record, measured_bundle
 from toolchain.report import main, write_report
 from toolchain.report.gather import KINDS, command
@@ -118,6 +121,20 @@ def test_the_command_writes_into_the_bundle_or_where_told(
     assert (tmp_path / "new/r.html").is_file()
 
 
+def test_the_page_does_not_overwrite_a_file_of_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = bare_bundle(tmp_path / "one"), bare_bundle(tmp_path / "other")
+    assert cli.invoke(main, [str(one), str(other), "--out", str(other / "ort/model.onnx")]) == 1
+    assert "would overwrite an input" in capsys.readouterr().err
+    manifest = Bundle.open(one).manifest
+    (one / "report.html").write_text("listed")
+    write_manifest(
+        one, manifest.model_copy(update={"files": [*manifest.files, entry_for(one, "report.html", "report")]})
+    )
+    assert cli.invoke(main, [str(one)]) == 1
+    for bundle in (one, other):
+        Bundle.open(bundle)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"bundle": "%s", "backend": "ort"}'])
 def test_a_malformed_measurement_is_named_and_nothing_is_written(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -127,6 +144,57 @@ def test_a_malformed_measurement_is_named_and_nothing_is_written(
     path.write_text(content.replace("%s", Bundle.open(bundle).sha256))
     assert cli.invoke(main, [str(bundle)]) == 1
     assert "accuracy.json" in capsys.readouterr().err and not (bundle / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"images": {"seconds": 1}}',
+        '{"images": 3}',
+        '{"images": {"seconds": "1", "peak_mib": 2}}',
+        "[]",
+        "{",
+        '{"images": {"seconds": 1' + "0" * 400 + ', "peak_mib": 2}}',
+    ],
+    ids=["no peak", "a number", "a text", "a list", "cut", "huge"],
+)
+def test_a_damaged_cost_is_named(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = bare_bundle(tmp_path / "b")
+    (bundle / "cost.json").write_text(content)
+    assert cli.invoke(main, [str(bundle)]) == 1
+    said = capsys.readouterr().err
+    assert str(bundle / "cost.json") in said and "next: remove it" in said and "reports" not in said
+
+
+@pytest.mark.parametrize("name", ["cost.json", "reports/bench.json", "reports/network.json"])
+def test_a_pipe_among_the_measurements_is_not_waited_for(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = bare_bundle(tmp_path / "b")
+    (bundle / name).unlink(missing_ok=True)
+    os.mkfifo(bundle / name)
+    assert cli.invoke(main, [str(bundle)]) == 1
+    said = capsys.readouterr().err
+    assert str(bundle / name) in said and "a pipe" in said
+
+
+@pytest.mark.parametrize("fault", ["no picture", "cut", "a bomb", "a larger bomb"])
+def test_a_preview_that_cannot_be_shown_is_named(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = bare_bundle(tmp_path / "b")
+    file = bundle / "preview.png"
+    data = file.read_bytes()
+    if "bomb" in fault:
+        with Image.open(file) as picture:
+            pixels = picture.width * picture.height
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels // (4 if "larger" in fault else 1) - 1)
+    else:
+        file.write_bytes(b"no picture" if fault == "no picture" else data[: len(data) // 2])
+        rehash(bundle)
+    assert cli.invoke(main, [str(bundle)]) == 1
+    said = capsys.readouterr().err
+    assert str(file) in said and "cannot read the preview" in said and "fault of intvit" not in said
 
 
 def test_a_measurement_of_another_version_is_no_fault_of_ours(

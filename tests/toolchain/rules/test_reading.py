@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,6 +27,19 @@ g (float[5] x, bool c) => (float[5] y) {
     then_branch = then () => (float[5] t) <float[5] b = {1, 2, 3, 4, 5}> { t = Add(x, b) },
     else_branch = other () => (float[5] e) { e = Identity(x) }
   >
+}"""
+
+CONSTANT = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[1, 5] x) => (float[1, 5] y) {
+  c = Constant<value = float {1}>()
+  y = Add(x, c)
+}"""
+FUNCTION = """<ir_version: 10, opset_import: ["" : 21, "local" : 1]>
+g (float[1, 5] x) => (float[1, 5] y) { y = local.plus(x) }
+<opset_import: ["" : 21], domain: "local">
+plus (x) => (y) {
+  c = Constant<value = float {1}>()
+  y = Add(x, c)
 }"""
 
 
@@ -91,6 +105,32 @@ def broken(path: Path, how: str) -> Path:
                 if entry.key == "location":
                     entry.value = str(outside) if how == "data at the root" else "a/../../weights.bin"
         path.write_bytes(proto.SerializeToString())
+    elif how.startswith("constant"):  # "constant data at /etc/hostname", "constant data in a function at gone.bin"
+        text = FUNCTION if "function" in how else CONSTANT
+        proto = onnx.parser.parse_model(text)
+        node = (proto.functions[0] if "function" in how else proto.graph).node[0]
+        tensor = node.attribute[0].t
+        tensor.raw_data, tensor.float_data[:] = b"\0" * 4, []
+        onnx.external_data_helper.set_external_data(tensor, how.rpartition(" ")[2], 0, 4)
+        tensor.ClearField("raw_data")
+        (path.parent / "link.bin").symlink_to("/etc/hostname")
+        path.write_bytes(proto.SerializeToString())
+    elif how in ("negative shape", "a name twice"):
+        proto = onnx.ModelProto.FromString(data)
+        tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
+        if how == "negative shape":
+            tensor.dims[0] = -1
+        else:
+            proto.graph.initializer.append(tensor)
+        path.write_bytes(proto.SerializeToString())
+    elif how == "functions without end":
+        double = """<opset_import: ["" : 21, "local" : 1], domain: "local">
+        f{} (x) => (y) {{ t = local.f{}(x)  y = local.f{}(t) }}"""
+        text = """<ir_version: 10, opset_import: ["" : 21, "local" : 1]>
+        g (float[1, 5] x) => (float[1, 5] y) { y = local.f30(x) }
+        <opset_import: ["" : 21], domain: "local"> f0 (x) => (y) { y = Relu(x) }"""
+        text += "".join(double.format(n, n - 1, n - 1) for n in range(1, 31))
+        path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
     elif how in ("no opset", "no opset of a domain"):
         proto = onnx.ModelProto.FromString(data)
         if how == "no opset":
@@ -126,6 +166,15 @@ def broken(path: Path, how: str) -> Path:
         "no opset",
         "no opset of a domain",
         "function with a loose end",
+        "functions without end",
+        "constant data at /etc/hostname",
+        "constant data at ../model.onnx",
+        "constant data at link.bin",
+        "constant data at gone.bin",
+        "constant data in a function at /etc/hostname",
+        "constant data in a function at gone.bin",
+        "negative shape",
+        "a name twice",
     ],
 )
 def test_what_is_no_model_is_answered_readably(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +256,36 @@ def test_functions_and_constant_nodes_are_looked_into(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(onnx.parser.parse_model(text), path)
     assert rules(path) == ["zero-point", "zero-point"]
+
+
+def test_a_constant_beside_the_model_is_read_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, kind in enumerate(("constant data", "constant data in a function")):
+        (tmp_path / str(number)).mkdir()
+        path = broken(tmp_path / str(number) / "model.onnx", f"{kind} at weights.bin")
+        (path.parent / "weights.bin").write_bytes(np.float32(2).tobytes())
+        monkeypatch.chdir(path.parent.parent)
+        (constant,) = read(path.relative_to(path.parent.parent)).graph.initializers.values()
+        assert constant.const_value is not None and constant.const_value.numpy() == 2
+
+
+def test_a_range_of_constants_is_not_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing out 1e11 values, as onnx does to know the shapes that depend on them, takes all memory there is."""
+    asked = []
+    real = onnx.shape_inference.infer_shapes
+
+    def infer(*arguments: Any, data_prop: bool, **options: Any) -> onnx.ModelProto:
+        asked.append(data_prop)
+        return real(*arguments, data_prop=False, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", infer)
+    for end in (1000, 10**11):
+        text = f"""<ir_version: 10, opset_import: ["" : 21]> g () => (float[N] y)
+        <int64 a = {{0}}, int64 b = {{{end}}}, int64 c = {{1}}> {{ r = Range(a, b, c)  y = Cast<to = 1>(r) }}"""
+        onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+        read(tmp_path / "model.onnx")
+    assert asked == [True, False]
 
 
 def test_a_missing_model_is_one_of_our_errors(tmp_path: Path) -> None:
