@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from calib.given import require_checkpoint
 
 _COPY = "it is probably truncated or altered: copy or download it again and compare its size"
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module")
-PREFIXES = ("module.", "_orig_mod.")  # of data parallel and averaged models, and of compiled ones
+_PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")  # of data parallel and averaged models, and of compiled ones
 
 
 def sha256_of(path: Path) -> str:
@@ -36,9 +37,9 @@ def _digest(stream: Any) -> str:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint by name, on the CPU.
 
-    A wrapper such as ``{"model": {...}}`` and the prefixes of ``PREFIXES`` are taken off. Of several wrappers in one
-    file the first in ``WRAPPERS`` is taken, as timm's own loader does: averaged weights (EMA) before those they are the
-    mean of.
+    A wrapper such as ``{"model": {...}}``, and ``module.`` or ``_orig_mod.`` before every name, are taken off. Of
+    several wrappers in one file the first in ``WRAPPERS`` that holds tensors is taken, as timm's own loader does:
+    averaged weights (EMA) before those they are the mean of.
 
     Raises:
         IntvitError: no such file, an unknown suffix, a damaged file, or anything in it but plain tensors with values.
@@ -46,9 +47,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     require_checkpoint(path)
     state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
     state.pop("n_averaged", None)  # how many states torch's AveragedModel is the mean of
-    for prefix in PREFIXES:
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+    return {_PREFIXES.sub("", name): tensor for name, tensor in state.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -93,8 +92,10 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             next="where you trust its source, open it once with torch.load(F, weights_only=False) and write its state "
             "dict with safetensors.torch.save_file(state, 'model.safetensors')",
         ) from error
-    wrapper = next((name for name in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(name), dict)), None)
-    state = loaded if wrapper is None else loaded[wrapper]
+    inner = loaded if isinstance(loaded, dict) else {}
+    wrappers = [name for name in WRAPPERS if isinstance(inner.get(name), dict)]
+    wrapper = next((name for name in wrappers if not _odd_parts(inner[name])), wrappers[0] if wrappers else None)
+    state = loaded if wrapper is None else inner[wrapper]
     if odd := _odd_parts(state):
         raise IntvitError(
             "the checkpoint is not a mapping of names to tensors",

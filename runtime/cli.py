@@ -19,7 +19,7 @@ from runtime.console import forgive_characters
 from runtime.errors import IntvitError
 from runtime.files import disk_full, require_apart, require_writable, write_error
 from runtime.manifest import MANIFEST, MANIFEST_DIGEST, Manifest
-from runtime.registry import ENGINES
+from runtime.registry import ENGINES, REGISTRY, REGISTRY_DIGEST, Registry
 from runtime.verify import read_digested
 
 MOST_THREADS = 1024
@@ -60,12 +60,21 @@ def parse_options(texts: Sequence[str] | None) -> dict[str, str]:
 
 def _held_files(bundle: Path) -> Iterator[Path]:
     """The files of a bundle that a digest covers; none of a folder that is no bundle."""
-    listing, digest = bundle / MANIFEST, bundle / MANIFEST_DIGEST
-    try:
-        listed = [entry.path for entry in Manifest.model_validate_json(read_digested(listing, digest)).files]
-    except (IntvitError, ValueError):
-        return
-    yield from (listing, digest, *(bundle / path for path in listed), *(bundle / ENGINES).rglob("*"))
+    engines = bundle / ENGINES
+    for listing, digest in (
+        (bundle / MANIFEST, bundle / MANIFEST_DIGEST),
+        (engines / REGISTRY, engines / REGISTRY_DIGEST),
+    ):
+        try:
+            data = read_digested(listing, digest)
+            listed = (
+                Registry.model_validate_json(data).engines
+                if listing.name == REGISTRY
+                else Manifest.model_validate_json(data).files
+            )
+        except (IntvitError, ValueError):
+            continue
+        yield from (listing, digest, *(bundle / entry.path for entry in listed))
 
 
 def require_kept(out: Path, inputs: Iterable[Path]) -> None:
@@ -85,7 +94,7 @@ def _require_outputs(given: Mapping[str, Any]) -> None:
     outputs = [given[name] for name in _OUTPUTS if isinstance(given.get(name), Path)]
     others = [value for name, value in given.items() if name not in _OUTPUTS]
     inputs = [path for value in others for path in (value if isinstance(value, list) else [value])]
-    checkpoint = [Path(given["checkpoint"])] if given.get("checkpoint") else []  # a text, for it may be "random"
+    checkpoint = [Path(name).expanduser() for name in (given.get("checkpoint"),) if name not in (None, "random")]
     for out in outputs:
         require_kept(out, [*checkpoint, *(path for path in inputs if isinstance(path, Path))])
 
@@ -99,10 +108,10 @@ def render_error(error: BaseException) -> str:
     if type(error).__name__ == IntvitError.__name__:  # calib's has the same form, and cannot be imported here
         return str(error)
     if isinstance(error, OSError) and disk_full(error):
-        if error.filename is None:  # so it is where print() fails
-            hint = "free some space where it goes to, or send it elsewhere"
+        if error.filename is None:  # so it is where print() fails, and whatever writes without a name
+            hint = "free some space, or send standard output elsewhere"
             why = error.strerror or str(error)
-            return IntvitError("standard output cannot be written", why=why, next=hint).render()
+            return IntvitError("standard output, or a file, cannot be written", why=why, next=hint).render()
         return write_error(Path(str(error.filename)), error).render()
     if isinstance(error, OSError) and error.errno is not None:
         reason = error.strerror or str(error)

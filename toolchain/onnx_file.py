@@ -64,11 +64,11 @@ def _load(path: Path) -> ir.Model:
 
 
 def _inline(model: ir.Model, path: Path) -> None:
-    if (nodes := _inlined_nodes(model)) > MOST_NODES:
+    if _inlined_nodes(model) > MOST_NODES:
         raise IntvitError(
             "the functions of the model make too many nodes",
             where=str(path),
-            why=f"{nodes} with each in its place, and {MOST_NODES} at most are read",
+            why=f"with each in its place there are more than {MOST_NODES}",
             next="export the model without functions that call each other many times over",
         )
     try:
@@ -83,8 +83,8 @@ def _inline(model: ir.Model, path: Path) -> None:
 
 
 def _inlined_nodes(model: ir.Model) -> int:
-    """How many nodes the graph, or a function, has once every function stands in its place; 0 where they call in a
-    circle, which the inliner says itself.
+    """How many nodes the graph, or a function, has once every function stands in its place, as far as MOST_NODES + 1;
+    0 where they call in a circle, which the inliner says itself.
     """
     used = {name: _operators(function.all_nodes()) for name, function in model.functions.items()}
     try:
@@ -97,7 +97,8 @@ def _inlined_nodes(model: ir.Model) -> int:
         return 0
     sizes: dict[ir.OperatorIdentifier, int] = {}
     for name in order:
-        sizes[name] = sum(times * sizes.get(called, 1) for called, times in used[name].items())
+        size = sum(times * sizes.get(called, 1) for called, times in used[name].items())
+        sizes[name] = min(size, MOST_NODES + 1)
     main = _operators(model.graph.all_nodes())
     return max(sum(times * sizes.get(called, 1) for called, times in main.items()), *sizes.values())
 

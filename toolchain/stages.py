@@ -60,13 +60,16 @@ def default_store() -> Path:
 def store_at(cache: Path | None) -> Path:
     """The folder of ``--cache``, or :func:`default_store`, once it is known that it may be written; nothing is made.
 
+    One that holds stages may be read-only: all that is asked for may be among them.
+
     Raises:
         IntvitError: it may not, or there is no home to put it in.
     """
     root = cache
     try:
         root = cache or default_store()
-        require_writable(root / RECORD)
+        if not any(root.glob(f"*/{RECORD}")):
+            require_writable(root / RECORD)
     except (IntvitError, RuntimeError) as error:  # pathlib's where nobody says which the home is
         raise IntvitError(
             "cannot write to the cache of stages",

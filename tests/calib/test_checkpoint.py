@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,9 @@ def test_plain_torch_files_are_read(tmp_path: Path, suffix: str, zipped: bool) -
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+)
 def test_wrappers_and_the_prefix_of_data_parallel_are_taken_off(tmp_path: Path, wrapper: str, prefix: str) -> None:
     path = tmp_path / "model.pth"
     torch.save({wrapper: {prefix + name: tensor for name, tensor in STATE.items()}, "epoch": 3}, path)
@@ -79,6 +82,13 @@ def test_the_mean_of_several_states_is_taken_as_it_is(tmp_path: Path) -> None:
     torch.save({"model": {name: 0 * tensor for name, tensor in STATE.items()}, "model_ema": averaged}, path)
     read = read_state_dict(path)
     assert read.keys() == STATE.keys() and all(torch.equal(read[name], STATE[name]) for name in STATE)
+
+
+@pytest.mark.parametrize("averaged", [{}, {"module": STATE, "decay": 0.99}, None])
+def test_a_mean_that_holds_no_tensors_is_passed_over(tmp_path: Path, averaged: Any) -> None:
+    path = tmp_path / "training.pth"
+    torch.save({"model": STATE, "model_ema": averaged}, path)
+    assert read_state_dict(path).keys() == STATE.keys()
 
 
 def test_prefix_in_safetensors(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from calib.errors import IntvitError as CalibError
 from runtime import cli
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.registry import Registry, save_registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +40,7 @@ def _command(error: BaseException) -> object:
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x/y"), 1, "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 1, "/x/y"),
         (ValueError("surprise"), 1, "unexpected ValueError: surprise"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "error: standard output cannot be written\n"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "error: standard output, or a file, cannot be written\n"),
         (MemoryError(), 1, "out of memory"),
         (MemoryError(), 1, "--images or --limit, where the command has one"),
         (RuntimeError("CUDA out of memory. Tried to allocate\nmore"), 1, "error: out of memory\n"),
@@ -80,22 +81,24 @@ def _writes(json: cli.JsonOption = None, bundle: Path | None = None, checkpoint:
 def test_an_output_does_not_overwrite_the_bundle_that_is_read(
     name: str, bundle_copy: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (bundle_copy / "engines").mkdir()
-    (bundle_copy / "engines/registry.json").write_text("{}")
+    save_registry(bundle_copy, Registry(engines=[]))
     before = (bundle_copy / name).read_bytes()
     assert cli.invoke(_writes, ["--json", str(bundle_copy / name), "--bundle", str(bundle_copy)]) == 1
     assert "would overwrite an input" in capfd.readouterr().err and (bundle_copy / name).read_bytes() == before
-    for new in ("new.json", "report.html", "reports/parity.json"):
+    for new in ("new.json", "report.html", "reports/parity.json", *2 * ["engines/layers.json"]):
         (bundle_copy / "reports").mkdir(exist_ok=True)
         assert cli.invoke(_writes, ["--json", str(bundle_copy / new), "--bundle", str(bundle_copy)]) == 0
     Bundle.open(bundle_copy)
 
 
 def test_an_output_does_not_overwrite_the_weights_that_are_read(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_text("weights")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert cli.invoke(_writes, ["--json", "random", "--checkpoint", "random"]) == 0
     assert cli.invoke(_writes, ["--json", str(weights), "--checkpoint", str(weights)]) == 1
     assert "would overwrite an input" in capfd.readouterr().err and weights.read_text() == "weights"
     assert cli.invoke(_writes, ["--json", str(tmp_path / "new"), "--checkpoint", "random"]) == 0
@@ -112,7 +115,7 @@ def test_a_full_standard_output_is_told_and_no_file_spoken_of() -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "runtime.doctor"]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 1 and "standard output cannot be written" in done.stderr
+    assert done.returncode == 1 and "standard output, or a file, cannot be written" in done.stderr
     assert "left behind" not in done.stderr and "where:" not in done.stderr and "Traceback" not in done.stderr
 
 

@@ -265,7 +265,24 @@ def test_a_cache_that_cannot_be_written_is_told_at_once_with_what_to_type(
     with pytest.raises(IntvitError, match="cannot write to the cache"):
         store_at(tmp_path / "file/below")
     assert store_at(tmp_path / "new/stages") == tmp_path / "new/stages"
+
+    def refuse(path: Path) -> None:
+        raise IntvitError("cannot write the file", where=str(path), why="Read-only file system")
+
+    monkeypatch.setattr(stages, "require_writable", refuse)
+    with pytest.raises(IntvitError, match="Read-only"):
+        store_at(tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_read_only_cache_that_holds_stages_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(path: Path) -> None:
+        raise AssertionError(path)
+
+    (tmp_path / "images-0123").mkdir()
+    (tmp_path / "images-0123/stage.json").write_text("{}")
+    monkeypatch.setattr(stages, "require_writable", refuse)
+    assert store_at(tmp_path) == tmp_path
 
 
 HOLDER = """

@@ -159,6 +159,8 @@ def _undone(node: ir.Node) -> ir.Node | None:
     if first is None or second is None or node.outputs[0].is_graph_output():
         return None
     there, back = first.as_ints(), second.as_ints()
+    if not sorted(there) == sorted(back) == list(range(len(there))):  # a malformed graph
+        return None
     return behind[0] if [there[axis] for axis in back] == sorted(there) else None
 
 

@@ -303,3 +303,10 @@ def test_onnxruntime_runs_convs_of_one_signed_quantizer_in_float() -> None:
     model = Case("", "", "", swap(CONVS, ("b = Conv(xd, vd)", pair))).model()
     assert findings(model, "ort") == []
     assert read_graph(optimized_bytes(serialized(model))).op_histogram()["QLinearConv"] == 2
+
+
+@pytest.mark.parametrize("second", ["0, 2, 1, 3, 4", "7, 0, 1, 2", "0, 0, 1, 1"])
+def test_axes_that_no_transpose_has_are_no_crash(second: str) -> None:
+    text = moved(f"Transpose<perm=[{second}]>(t)").replace("m = ", "t = Transpose<perm=[3, 0, 2, 1]>(xd)\n  m = ")
+    model = Case("", "", "", text, valid=False).model()
+    assert "moved-quantizer" in {found.rule for found in findings(model, "ort")}
