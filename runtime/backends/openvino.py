@@ -15,6 +15,7 @@ from runtime import machine
 from runtime.backends.base import Images, Logits, as_typed, check_images, check_logits, check_ports, refuse_external
 from runtime.bundle import Bundle
 from runtime.errors import IntvitError
+from runtime.files import require_writable
 from runtime.lanes import divide, equal_piece
 from runtime.onnx_wire import read_graph
 from runtime.quantizers import Quantizer, symmetric
@@ -44,7 +45,7 @@ class OpenVinoOptions:
         """Options from texts.
 
         Raises:
-            IntvitError: an unknown name, or a value its type does not have.
+            IntvitError: an unknown name, a value its type does not have, or a ``cache_dir`` that may not be written.
         """
         known = [field.name for field in fields(cls)]
         for name in values:
@@ -55,6 +56,14 @@ class OpenVinoOptions:
         if made.precision not in get_args(Precision):
             hint = f"precision={' or '.join(get_args(Precision))}"
             raise IntvitError(f"unknown precision {made.precision!r}", where="--option", next=hint)
+        if made.cache_dir:
+            try:
+                require_writable(Path(made.cache_dir) / "model.blob")
+            except IntvitError as error:
+                where, hint = f"--option cache_dir={made.cache_dir}", "name a folder that may be written"
+                raise IntvitError(
+                    "OpenVINO cannot keep its cache there", where=where, why=error.why, next=hint
+                ) from error
         return made
 
 

@@ -163,6 +163,13 @@ def test_options_are_typed() -> None:
     with pytest.raises(IntvitError, match="unknown precision 'int8'") as caught:
         OpenVinoOptions.parse({"precision": "int8"})
     assert "bf16" in caught.value.next
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_compiled(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(IntvitError, match="cannot keep its cache there") as caught:
+        OpenVinoOptions.parse({"cache_dir": str(tmp_path / "file")})
+    assert "cache_dir" in caught.value.where and caught.value.next
     assert properties(3, OpenVinoOptions(cache_dir="c")) == {
         **graph_options(OpenVinoOptions()),
         "INFERENCE_NUM_THREADS": "3",
