@@ -243,9 +243,11 @@ def require_size(state: dict[str, Any], module: nn.Module, where: str) -> None:
     """
     for name, mine in module.state_dict().items():
         axes = next((axes for end, axes in RESAMPLED.items() if name.endswith(end)), None)
+        if axes is None:
+            continue
         ends = f".{name}", f".{CLIP_NAMES.get(name, name)}"
         key = next((key for key in state if f".{key}".endswith(ends)), "")
-        if axes is None or not key or (name == "patch_embed.proj.weight" and state[key].ndim < 4):
+        if not key or (name == "patch_embed.proj.weight" and state[key].ndim < 4):
             continue
         theirs = list(state[key].shape)
         if name == "pos_embed" and "register_tokens" in state and len(theirs) == 3:

@@ -61,17 +61,12 @@ def parse_options(texts: Sequence[str] | None) -> dict[str, str]:
 def _held_files(bundle: Path) -> Iterator[Path]:
     """The files of a bundle that a digest covers; none of a folder that is no bundle."""
     engines = bundle / ENGINES
-    for listing, digest in (
-        (bundle / MANIFEST, bundle / MANIFEST_DIGEST),
-        (engines / REGISTRY, engines / REGISTRY_DIGEST),
+    for listing, digest, kind, field in (
+        (bundle / MANIFEST, bundle / MANIFEST_DIGEST, Manifest, "files"),
+        (engines / REGISTRY, engines / REGISTRY_DIGEST, Registry, "engines"),
     ):
         try:
-            data = read_digested(listing, digest)
-            listed = (
-                Registry.model_validate_json(data).engines
-                if listing.name == REGISTRY
-                else Manifest.model_validate_json(data).files
-            )
+            listed = getattr(kind.model_validate_json(read_digested(listing, digest)), field)
         except (IntvitError, ValueError):
             continue
         yield from (listing, digest, *(bundle / entry.path for entry in listed))

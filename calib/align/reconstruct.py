@@ -124,9 +124,11 @@ def reconstruct(
     units = _output_sizes(student, job.piece, job.inputs[split.fit[: config.batch]])
     with torch.enable_grad(), _trainable(student, job.piece, units, config, seed) as parts:
         _descend(parts, job, split, config, seed)
-        diverged = not all(sound(part) for part in parts)
-    after = before if diverged else _held_errors(job, split, batch)
-    accepted = not diverged and _judge(after, before, config) < _judge(before, before, config)
+        converged = all(sound(part) for part in parts)
+        for part in parts if converged else ():
+            part.commit()
+    after = _held_errors(job, split, batch) if converged else before
+    accepted = _judge(after, before, config) < _judge(before, before, config)
     if not accepted:
         _restore(student, kept)
     row: dict[str, Any] = {"step": "reconstruct", "layer": job.piece.name, "before": before[0], "after": after[0]}
@@ -195,7 +197,7 @@ def _groups(parts: list[Part], config: ReconstructConfig) -> list[dict[str, Any]
 def _trainable(
     student: Network, piece: Segment, units: dict[str, float], config: ReconstructConfig, seed: int
 ) -> Iterator[list[Part]]:
-    """Put trainable layers in the place of the block's own, and put the own ones back with what was learned."""
+    """Put trainable layers in the place of the block's own, and put the own ones back, with what was committed."""
     between = between_layers(student, piece.name)
     parts: dict[str, Part] = {name: trainable_between(each) for name, each in between.items()}
     for number, site in enumerate(piece.sites):
@@ -210,7 +212,7 @@ def _trainable(
         yield list(parts.values())
     finally:
         for name, part in parts.items():
-            student.set_submodule(name, part.commit() if sound(part) else part.plain)
+            student.set_submodule(name, part.plain)
 
 
 def _output_sizes(student: Network, piece: Segment, inputs: Tensor) -> dict[str, float]:
